@@ -1,0 +1,247 @@
+"""One process per run: a claim file whose modification time is the heartbeat.
+
+The file is made with O_EXCL, so that of several processes exactly one gets it. A claim whose holder is dead is broken
+by a rename under a lock, again by exactly one. "Dead" means: on the machine that asks, no process of that number that
+began at that time; on any other machine, no heartbeat for `STALE_AFTER_S`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from salt.specs import Spec
+from salt.store import RunDir
+
+#: Heartbeats are this far apart, and a claim of another machine is dead after `STALE_AFTER_S`.
+HEARTBEAT_S = 10.0
+STALE_AFTER_S = 120.0
+#: A claim is written right after it is made: an empty one this old was left by a kill in between.
+EMPTY_AFTER_S = 5.0
+
+
+class Holder(Spec, kw_only=True):
+    """Who holds a claim. `machine` tells boots and process namespaces of a host apart."""
+
+    host: str
+    machine: str
+    pid: int
+    started: str | None  # start of the process in clock ticks since boot, where the system tells it
+    token: str
+    claimed_unix_s: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class ClaimHeld(RuntimeError):
+    """Another process has the run."""
+
+    def __init__(self, run_id: str, holder: Holder | None, age_s: float) -> None:
+        who = str(holder) if holder is not None else "a process that has not yet written its name"
+        super().__init__(f"run {run_id} is held by {who} (heartbeat {age_s:.0f} s ago)")
+        self.holder = holder
+        self.age_s = age_s
+
+
+class Claim:
+    """The right to work in one run's folder, kept alive by a thread until it is released.
+
+    Use as a context manager, or call `release`. `lost` is set when the claim was taken away, which happens only to a
+    process that stood still for longer than `STALE_AFTER_S`.
+    """
+
+    def __init__(self, run: RunDir, holder: Holder, heartbeat_s: float) -> None:
+        self.run = run
+        self.holder = holder
+        self.lost = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, args=(heartbeat_s,), name="claim-heartbeat", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def acquire(cls, run: RunDir, heartbeat_s: float = HEARTBEAT_S) -> Claim:
+        """Claim a run, breaking a dead holder's claim.
+
+        Raises:
+            ClaimHeld: a living process has it; the message names the holder.
+        """
+        run.path.mkdir(parents=True, exist_ok=True)
+        holder = _me()
+        if not _create(run.claim, holder):
+            _take_over(run, holder)
+        return cls(run, holder, heartbeat_s)
+
+    def release(self) -> None:
+        """Give the run back. A claim that was taken away meanwhile is left to its new holder."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join()
+        with _breaking(self.run):
+            if _is_mine(self.run.claim, self.holder):
+                self.run.claim.unlink()
+
+    def _beat(self, heartbeat_s: float) -> None:
+        while not self._stop.wait(heartbeat_s):
+            if not _is_mine(self.run.claim, self.holder):
+                self.lost.set()
+                return
+            with contextlib.suppress(FileNotFoundError):  # taken away just now: the next beat notices
+                os.utime(self.run.claim)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class ClaimState(Spec, kw_only=True):
+    """What a claim file says, for status displays."""
+
+    holder: Holder | None
+    age_s: float
+    stale: bool
+
+
+def read_claim(run: RunDir, now_unix_s: float | None = None) -> ClaimState | None:
+    """The state of a run's claim; None when there is none. Changes nothing."""
+    try:
+        data = run.claim.read_bytes()
+        modified = run.claim.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    age_s = max(0.0, (time.time() if now_unix_s is None else now_unix_s) - modified)
+    holder = _decode(data)
+    return ClaimState(holder=holder, age_s=age_s, stale=_is_stale(holder, age_s))
+
+
+def _decode(data: bytes) -> Holder | None:
+    try:
+        return msgspec.json.decode(data, type=Holder)
+    except msgspec.DecodeError:
+        return None  # empty or cut: made, but its holder was stopped before the name was written
+
+
+def _is_stale(holder: Holder | None, age_s: float) -> bool:
+    if holder is None:
+        return age_s > EMPTY_AFTER_S
+    if holder.machine == _machine():
+        return not _lives(holder.pid, holder.started)
+    return age_s > STALE_AFTER_S
+
+
+def _is_mine(path: Path, me: Holder) -> bool:
+    try:
+        holder = _decode(path.read_bytes())
+    except FileNotFoundError:
+        return False
+    return holder is not None and holder.token == me.token
+
+
+def _create(path: Path, holder: Holder) -> bool:
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        os.write(handle, msgspec.json.encode(holder))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    # A process that stood still before the write may have been taken for dead and its file replaced.
+    return _is_mine(path, holder)
+
+
+def _take_over(run: RunDir, me: Holder) -> None:
+    """Replace a dead holder's claim, or raise `ClaimHeld`."""
+    beside = run.path / f".claim.{me.token}.tmp"
+    with _breaking(run):
+        beside.write_bytes(msgspec.json.encode(me))
+        try:
+            # The age by the file system's own clock: machines may disagree about the time.
+            state = read_claim(run, beside.stat().st_mtime)
+            if state is None:  # released meanwhile: as free as any other
+                if not _create(run.claim, me):
+                    raise ClaimHeld(run.run_id, None, 0.0)
+            elif state.stale:
+                os.replace(beside, run.claim)
+            else:
+                raise ClaimHeld(run.run_id, state.holder, state.age_s)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _breaking(run: RunDir) -> Iterator[None]:
+    """One process at a time decides whether a claim goes; the kernel frees the lock of a killed one."""
+    handle = os.open(run.path / "claim.lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _me() -> Holder:
+    pid = os.getpid()
+    return Holder(
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=pid,
+        started=_start_of(pid),
+        token=uuid.uuid4().hex,
+        claimed_unix_s=time.time(),
+    )
+
+
+def _machine() -> str:
+    """Host, boot and process namespace: only within one of these does a process number mean anything."""
+    boot = _read_text(Path("/proc/sys/kernel/random/boot_id"))
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()}/{boot or ''}/{namespace}"
+
+
+def _lives(pid: int, started: str | None) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's process has the number: its start time decides below
+    now_started = _start_of(pid)
+    if now_started == "zombie":
+        return False
+    return started is None or now_started is None or started == now_started
+
+
+def _start_of(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot; "zombie" for one that ended; None where unknown."""
+    text = _read_text(Path(f"/proc/{pid}/stat"))
+    if text is None:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name in brackets may hold spaces
+    return "zombie" if fields[0] in "ZX" else fields[19]
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None

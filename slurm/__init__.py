@@ -1,0 +1,1 @@
+"""Many runs on machines: claiming, draining a plan with workers, and status from files."""

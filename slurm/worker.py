@@ -1,0 +1,188 @@
+"""A worker: takes runs of a plan one after another until none is left for it.
+
+`python -m slurm.worker --store S --plan NAME ...` is what the local and cluster launchers start; `Drain` is the same inside a
+process. Several workers share a store: the claim file in a run's folder decides who has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from salt.claim import Claim, ClaimHeld
+from salt.errors import RunFailed
+from salt.specs import ExecSpec, Plan, PlannedRun, ProbeSpec, RunError
+from salt.store import RunDir, pretty_json, read_plan, write_atomically
+from slurm.names import run_names
+from slurm.states import ACTIVE, READY, STUCK, State, assess, read_error_since
+
+Execute = Callable[[Path, PlannedRun, dict[str, ProbeSpec], ExecSpec], None]
+
+#: A worker whose runs are all waited for or held by others looks again after this long.
+POLL_S = 0.5
+
+
+@dataclass
+class Drained:
+    """What one worker did."""
+
+    finished: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+class Drain:
+    """Runs what a plan still lacks, in the plan's order, going on after a run that fails.
+
+    A run is taken when it is not complete, not claimed by a living process, and its teacher's artefact exists. Students of
+    failed teachers are left alone. Returns when no run can become ready any more.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        plan: Plan,
+        *,
+        execute: Execute | None = None,
+        since_ns: int = 0,
+        retry_diverged: bool = False,
+        poll_s: float = POLL_S,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.store = store
+        self.plan = plan
+        self.execute = execute or _execute
+        self.since_ns = since_ns
+        self.retry_diverged = retry_diverged
+        self.poll_s = poll_s
+        self.report = report
+        self._names = run_names(plan)
+        self._done: set[str] = set()
+
+    def run(self) -> Drained:
+        """Work until nothing is left. A run's failure is recorded and reported, not raised."""
+        drained = Drained()
+        while True:
+            standings = assess(
+                self.store,
+                self.plan,
+                since_ns=self.since_ns,
+                retry_diverged=self.retry_diverged,
+                known_done=self._done,
+            )
+            self._done = {run_id for run_id, standing in standings.items() if standing.state is State.DONE}
+            ready = [run for run in self.plan.runs if standings[run.run_id].state in READY]
+            if any(self._attempt(run, drained) for run in ready):
+                continue
+            if all(standing.state is State.DONE or standing.state in STUCK for standing in standings.values()):
+                return drained
+            if not ready and not any(standing.state in ACTIVE for standing in standings.values()):
+                return drained  # what is left waits for a teacher that nobody of this plan trains
+            time.sleep(self.poll_s)
+
+    def _attempt(self, run: PlannedRun, drained: Drained) -> bool:
+        """Execute a run if it can be claimed and is still wanted; whether it was taken."""
+        folder = RunDir(self.store, run.run_id)
+        try:
+            claim = Claim.acquire(folder)
+        except ClaimHeld:
+            return False
+        with claim:
+            # Another worker may have ended it between the look and the claim.
+            error = read_error_since(folder, self.since_ns, self.retry_diverged)
+            if error is not None or folder.is_complete(run.probe_ids):
+                return True
+            name = self._names[run.run_id]
+            self.report(f"start {name} ({run.run_id})")
+            started = time.monotonic()
+            try:
+                self.execute(self.store, run, self._probes_of(run), self.plan.execution)
+            except Exception as failure:  # a worker outlives any run; the cause is written down
+                self._record(folder, failure)
+                drained.failed.append(run.run_id)
+                self.report(f"FAILED {name} ({run.run_id}): {failure}")
+                return True
+        drained.finished.append(run.run_id)
+        self.report(f"done {name} ({run.run_id}) in {time.monotonic() - started:.1f} s")
+        return True
+
+    def _probes_of(self, run: PlannedRun) -> dict[str, ProbeSpec]:
+        return {probe_id: self.plan.probes[probe_id] for probe_id in run.probe_ids}
+
+    def _record(self, folder: RunDir, failure: Exception) -> None:
+        """Make sure that the cause is in `error.json`: a run that failed on its own has written it already."""
+        if read_error_since(folder, max(self.since_ns, 1), retry_diverged=True) is not None:
+            return
+        kind = failure.kind if isinstance(failure, RunFailed) else "code"
+        record_error(folder, kind, str(failure) or type(failure).__name__, "".join(traceback.format_exception(failure)))
+
+
+def record_error(folder: RunDir, kind: str, message: str, trace: str | None = None) -> None:
+    """Write a run's `error.json` on behalf of a run that could not. The caller holds the claim."""
+    error = RunError(
+        run_id=folder.run_id, kind=kind, message=message, attempt=0, step=None, host=socket.gethostname(), traceback=trace
+    )
+    write_atomically(folder.error, pretty_json(error))
+
+
+def _execute(store: Path, run: PlannedRun, probes: dict[str, ProbeSpec], execution: ExecSpec) -> None:
+    from salt.run import execute  # torch comes with it: only a process that trains pays for it
+
+    execute(store, run, probes, execution)
+
+
+def _stop_with_parent(parent: int) -> None:
+    """End this process soon after the one that started it: gently first, so that its claim is given back."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10.0)
+    os._exit(1)
+
+
+def _raise_interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: list[str]) -> int:
+    """Exit code 0 when every run this worker took was finished, 1 when one failed, 130 when it was stopped."""
+    parser = argparse.ArgumentParser(prog="slurm.worker", description="Run what a plan lacks. Started by salt-sweep submit.")
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--plan", required=True)
+    parser.add_argument("--since-ns", type=int, default=0, help="errors older than this are retried")
+    parser.add_argument("--retry-diverged", action="store_true")
+    parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    signal.signal(signal.SIGINT, _raise_interrupt)
+    if args.parent is not None:
+        threading.Thread(target=_stop_with_parent, args=(args.parent,), name="parent-watch", daemon=True).start()
+    drain = Drain(
+        args.store,
+        read_plan(args.store, args.plan),
+        since_ns=args.since_ns,
+        retry_diverged=args.retry_diverged,
+        report=_report_line,
+    )
+    try:
+        drained = drain.run()
+    except KeyboardInterrupt:
+        _report_line("stopped; submit again to go on")
+        return 130
+    return 1 if drained.failed else 0
+
+
+def _report_line(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
