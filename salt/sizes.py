@@ -59,6 +59,8 @@ def check_vit(vit: VitSpec, where: str, rope: bool) -> list[str]:
     problems = []
     if vit.width % vit.heads:
         problems.append(f"{where}: {vit.heads} heads do not divide the width {vit.width}")
+    elif rope and vit.width // vit.heads % 2:
+        problems.append(f"{where}: head width {vit.width // vit.heads} is odd; rotary positions turn pairs of numbers")
     elif rope and vit.width // vit.heads < 6:
         problems.append(
             f"{where}: head width {vit.width // vit.heads} is below 6, the least that 3-D rotary positions can turn"

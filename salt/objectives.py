@@ -1,0 +1,34 @@
+"""Targets and losses: normalised pixels, and latents of a frozen or averaged teacher."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+
+def pixel_targets(patches: torch.Tensor, channels: int, norm: str) -> torch.Tensor:
+    """What the pixel decoder predicts: patches [B, n, P], channel fastest, normalised as named.
+
+    `patch_channel`: zero mean and unit deviation for each patch and channel (as VideoMAE); `patch`: over all
+    values of the patch (as MAE); `none`: the clip's own normalised values. A patch of one colour gives zeros.
+    """
+    if norm == "none":
+        return patches
+    batch, n, values = patches.shape
+    x = patches.view(batch, n, values // channels, channels)
+    axes = (-2,) if norm == "patch_channel" else (-2, -1)
+    mean = x.mean(dim=axes, keepdim=True)
+    deviation = x.std(dim=axes, keepdim=True)
+    return ((x - mean) / (deviation + 1e-6)).view(batch, n, values)
+
+
+def latent_targets(latents: torch.Tensor, layer_norm: bool) -> torch.Tensor:
+    """The teacher's output tokens [B, N, D], by default with an affine-free layer norm over features."""
+    return F.layer_norm(latents, latents.shape[-1:]) if layer_norm else latents
+
+
+def distance(prediction: torch.Tensor, target: torch.Tensor, kind: Literal["l1", "l2"]) -> torch.Tensor:
+    """Mean over clips, target tokens and features of |p - t| or (p - t)^2."""
+    return F.l1_loss(prediction, target) if kind == "l1" else F.mse_loss(prediction, target)

@@ -1,0 +1,203 @@
+"""One run from spec to result: train or resume, keep the encoder, probe it, write `result.json` last."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from salt.errors import RunFailed, UserError
+from salt.specs import Cost, ExecSpec, PlannedRun, ProbeSpec, RunError, RunResult, RunSpec
+from salt.store import RunDir, pretty_json, write_atomically
+
+if TYPE_CHECKING:
+    from salt.clips import Clips
+    from salt.vit import Encoder
+
+
+class Environment(msgspec.Struct, kw_only=True):
+    """`env.json`: provenance of each attempt. It is not part of the run's identity."""
+
+    attempts: list[dict[str, str | None]] = []
+
+
+def execute(
+    store: Path,
+    planned: PlannedRun,
+    probes: Mapping[str, ProbeSpec],
+    execution: ExecSpec,
+    warn: Callable[[str], None] = lambda message: print(f"warning: {message}", file=sys.stderr, flush=True),
+) -> None:
+    """Do what is missing of a run: training from its newest checkpoint, then its probes, then `result.json`.
+
+    The caller holds the run's claim. A failure is written to `error.json` and raised as `RunFailed`; a later
+    call tries again from the last checkpoint.
+    """
+    import torch
+
+    torch.set_num_threads(execution.threads)
+    run = RunDir(store, planned.run_id)
+    attempt = _begin(run, planned.spec)
+    try:
+        _execute(run, planned, probes, execution, attempt, warn)
+    except RunFailed as error:
+        _record(run, error.kind, str(error), attempt, None)
+        raise
+    except UserError as error:  # lists and videos: the user's to mend, but found inside a run
+        _record(run, "data", str(error), attempt, None)
+        raise RunFailed("data", str(error)) from error
+    except Exception as error:
+        _record(run, "code", f"{type(error).__name__}: {error}", attempt, traceback.format_exc())
+        raise RunFailed("code", f"{type(error).__name__}: {error}") from error
+
+
+def _execute(
+    run: RunDir,
+    planned: PlannedRun,
+    probes: Mapping[str, ProbeSpec],
+    execution: ExecSpec,
+    attempt: int,
+    warn: Callable[[str], None],
+) -> None:
+    spec = planned.spec
+    opened: dict[str, Clips] = {}
+    trained: dict[str, Any] = _read_trained(run)
+    if spec.arm != "raw" and not run.artefact.exists():
+        from salt.train import train
+
+        trained = train(spec, run, _clips(run.store, spec, spec.data.fingerprint, execution, opened), execution, attempt, warn)
+        write_atomically(run.path / "trained.json", pretty_json(trained))
+    probe_wall_s = 0.0
+    encoder: Encoder | None = None
+    branch, digest = "raw", ""
+    for probe_id in planned.probe_ids:
+        if run.probe(probe_id).exists():
+            continue
+        from salt.probe import run_probes
+
+        if spec.arm != "raw" and encoder is None:
+            from salt.artefact import load_artefact
+
+            encoder, branch, digest = load_artefact(run, spec)
+        probe = probes[probe_id]
+        began = time.perf_counter()
+        for data in (probe.train, probe.selection, probe.report):
+            _clips(run.store, spec, data.fingerprint, execution, opened)
+        result = run_probes(probe, probe_id, spec, run.run_id, encoder, branch, digest, opened, execution.device)
+        write_atomically(run.probe(probe_id), pretty_json(result))
+        probe_wall_s += time.perf_counter() - began
+    if not run.result.exists():
+        _finish(run, planned, trained, attempt, probe_wall_s)
+    run.error.unlink(missing_ok=True)
+
+
+def _finish(run: RunDir, planned: PlannedRun, trained: Mapping[str, Any], attempt: int, probe_wall_s: float) -> None:
+    spec = planned.spec
+    seen = spec.steps * spec.optim.batch_clips
+    result = RunResult(
+        run_id=run.run_id,
+        arm=spec.arm,
+        steps=spec.steps,
+        cost=planned.cost if spec.steps else Cost(),
+        final_loss=trained.get("final_loss"),
+        artefact_sha256=trained.get("artefact_sha256"),
+        teacher_sha256=trained.get("teacher_sha256"),
+        attempts=attempt,
+        train_wall_s=trained.get("train_wall_s", 0.0),
+        probe_wall_s=round(probe_wall_s, 3),
+        clips_seen=seen,
+        unique_clips=min(seen, spec.data.clips),
+        epochs=seen / spec.data.clips,
+    )
+    write_atomically(run.result, pretty_json(result))
+
+
+def _read_trained(run: RunDir) -> dict[str, Any]:
+    """What an earlier attempt left of its training, if it got that far."""
+    path = run.path / "trained.json"
+    if not (run.artefact.exists() and path.exists()):
+        return {}
+    found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict)
+    return found
+
+
+def _clips(store: Path, spec: RunSpec, fingerprint: str, execution: ExecSpec, opened: dict[str, Clips]) -> Clips:
+    """The decoded clips of a list, opened once."""
+    from salt.clips import open_clips
+
+    if fingerprint not in opened:
+        if fingerprint not in execution.lists:
+            raise RunFailed("data", f"no list with the fingerprint {fingerprint} is known here: make the plan again where the lists are")
+        opened[fingerprint] = open_clips(
+            Path(execution.lists[fingerprint]), spec.clip, store / "cache", workers=execution.decode_workers
+        )
+        if opened[fingerprint].fingerprint != fingerprint:
+            raise RunFailed("data", f"{execution.lists[fingerprint]} has changed since the plan was made: restore it, or plan again")
+    return opened[fingerprint]
+
+
+def _begin(run: RunDir, spec: RunSpec) -> int:
+    """Write spec and provenance; returns the number of this attempt, from 1."""
+    if run.spec.exists():
+        if run.read_spec() != spec:
+            raise RunFailed("code", f"{run.spec} is not the spec of run {run.run_id}: the store was edited by hand")
+    else:
+        write_atomically(run.spec, pretty_json(spec))
+    environment = Environment()
+    if run.env.exists():
+        environment = msgspec.json.decode(run.env.read_bytes(), type=Environment)
+    environment.attempts.append(_provenance())
+    write_atomically(run.env, pretty_json(environment))
+    return len(environment.attempts)
+
+
+def _provenance() -> dict[str, str | None]:
+    from importlib.metadata import version
+
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the code, None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _record(run: RunDir, kind: str, message: str, attempt: int, trace: str | None) -> None:
+    from salt.metrics import read_metrics
+
+    rows = read_metrics(run.metrics)
+    error = RunError(
+        run_id=run.run_id,
+        kind=kind,
+        message=message,
+        attempt=attempt,
+        step=rows[-1]["step"] if rows else None,
+        host=socket.gethostname(),
+        traceback=trace,
+    )
+    write_atomically(run.error, pretty_json(error))
