@@ -1,8 +1,8 @@
 """One process per run: a claim file whose modification time is the heartbeat.
 
-The file is made with O_EXCL, so that of several processes exactly one gets it. A claim whose holder is dead is broken
-by a rename under a lock, again by exactly one. "Dead" means: on the machine that asks, no process of that number that
-began at that time; on any other machine, no heartbeat for `STALE_AFTER_S`.
+The file is made with O_EXCL, so that of several processes exactly one gets it. A claim whose holder is dead
+is broken by a rename under a lock, again by exactly one. "Dead" means: on the machine that asks, no process
+of that number that began at that time; on any other machine, no heartbeat for `STALE_AFTER_S`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class ClaimHeld(RuntimeError):
 class Claim:
     """The right to work in one run's folder, kept alive by a thread until it is released.
 
-    Use as a context manager, or call `release`. `lost` is set when the claim was taken away, which happens only to a
-    process that stood still for longer than `STALE_AFTER_S`.
+    Use as a context manager, or call `release`. `lost` is set when the claim was taken away, which happens
+    only to a process that stood still for longer than `STALE_AFTER_S`.
     """
 
     def __init__(self, run: RunDir, holder: Holder, heartbeat_s: float) -> None:
@@ -66,7 +66,9 @@ class Claim:
         self.holder = holder
         self.lost = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, args=(heartbeat_s,), name="claim-heartbeat", daemon=True)
+        self._thread = threading.Thread(
+            target=self._beat, args=(heartbeat_s,), name="claim-heartbeat", daemon=True
+        )
         self._thread.start()
 
     @classmethod

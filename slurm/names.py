@@ -9,7 +9,9 @@ from salt.specs import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class RunName:
-    """`arm` is "teacher" for a teacher; `budget_flops` is the smallest budget the run serves, 0 for references."""
+    """`arm` is "teacher" for a teacher; `budget_flops` is the smallest budget the run serves, 0 for
+    references.
+    """
 
     arm: str
     size: str

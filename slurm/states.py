@@ -64,9 +64,9 @@ def assess(
     """State of every run of a plan, in the plan's order (teachers come before their students).
 
     Args:
-        since_ns: an error written before this time (file clock, nanoseconds) is to be retried, so the run counts as pending.
-        retry_diverged: the same for runs that diverged, which else count as diverged whenever it was.
-        known_done: runs that were seen complete already; they are not looked at again.
+        since_ns: an error written before this time (file clock, nanoseconds) is to be retried, so the run
+            counts as pending. retry_diverged: the same for runs that diverged, which else count as diverged
+            whenever it was. known_done: runs that were seen complete already; they are not looked at again.
     """
     standings: dict[str, Standing] = {}
     for run in plan.runs:
@@ -98,7 +98,9 @@ def _stand(
     if teacher is not None and not RunDir(store, teacher.run_id).artefact.exists():
         above = before.get(teacher.run_id)
         if above is not None and above.state in STUCK:
-            return Standing(run_id=run.run_id, state=State.BLOCKED, trained=trained, blocked_by=teacher.run_id)
+            return Standing(
+                run_id=run.run_id, state=State.BLOCKED, trained=trained, blocked_by=teacher.run_id
+            )
         return Standing(run_id=run.run_id, state=State.WAITING, trained=trained)
     return Standing(run_id=run.run_id, state=State.PENDING, trained=trained)
 

@@ -1,7 +1,7 @@
 """A worker: takes runs of a plan one after another until none is left for it.
 
-`python -m slurm.worker --store S --plan NAME ...` is what the local and cluster launchers start; `Drain` is the same inside a
-process. Several workers share a store: the claim file in a run's folder decides who has it.
+`python -m slurm.worker --store S --plan NAME ...` is what the local and cluster launchers start; `Drain` is
+the same inside a process. Several workers share a store: the claim file in a run's folder decides who has it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ Execute = Callable[[Path, PlannedRun, dict[str, ProbeSpec], ExecSpec], None]
 
 #: A worker whose runs are all waited for or held by others looks again after this long.
 POLL_S = 0.5
+#: Exit code of a worker that did its work although runs failed; not 1, with which Python ends on a fault.
+RUNS_FAILED = 3
 
 
 @dataclass
@@ -42,8 +44,8 @@ class Drained:
 class Drain:
     """Runs what a plan still lacks, in the plan's order, going on after a run that fails.
 
-    A run is taken when it is not complete, not claimed by a living process, and its teacher's artefact exists. Students of
-    failed teachers are left alone. Returns when no run can become ready any more.
+    A run is taken when it is not complete, not claimed by a living process, and its teacher's artefact
+    exists. Students of failed teachers are left alone. Returns when no run can become ready any more.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class Drain:
             ready = [run for run in self.plan.runs if standings[run.run_id].state in READY]
             if any(self._attempt(run, drained) for run in ready):
                 continue
-            if all(standing.state is State.DONE or standing.state in STUCK for standing in standings.values()):
+            if all(
+                standing.state is State.DONE or standing.state in STUCK for standing in standings.values()
+            ):
                 return drained
             if not ready and not any(standing.state in ACTIVE for standing in standings.values()):
                 return drained  # what is left waits for a teacher that nobody of this plan trains
@@ -105,7 +109,7 @@ class Drain:
             started = time.monotonic()
             try:
                 self.execute(self.store, run, self._probes_of(run), self.plan.execution)
-            except Exception as failure:  # a worker outlives any run; the cause is written down
+            except Exception as failure:  # noqa: BLE001 - a worker outlives any run; the cause is kept
                 self._record(folder, failure)
                 drained.failed.append(run.run_id)
                 self.report(f"FAILED {name} ({run.run_id}): {failure}")
@@ -118,17 +122,25 @@ class Drain:
         return {probe_id: self.plan.probes[probe_id] for probe_id in run.probe_ids}
 
     def _record(self, folder: RunDir, failure: Exception) -> None:
-        """Make sure that the cause is in `error.json`: a run that failed on its own has written it already."""
+        """Make sure that the cause is in `error.json`: most failing runs have written it already."""
         if read_error_since(folder, max(self.since_ns, 1), retry_diverged=True) is not None:
             return
         kind = failure.kind if isinstance(failure, RunFailed) else "code"
-        record_error(folder, kind, str(failure) or type(failure).__name__, "".join(traceback.format_exception(failure)))
+        record_error(
+            folder, kind, str(failure) or type(failure).__name__, "".join(traceback.format_exception(failure))
+        )
 
 
 def record_error(folder: RunDir, kind: str, message: str, trace: str | None = None) -> None:
     """Write a run's `error.json` on behalf of a run that could not. The caller holds the claim."""
     error = RunError(
-        run_id=folder.run_id, kind=kind, message=message, attempt=0, step=None, host=socket.gethostname(), traceback=trace
+        run_id=folder.run_id,
+        kind=kind,
+        message=message,
+        attempt=0,
+        step=None,
+        host=socket.gethostname(),
+        traceback=trace,
     )
     write_atomically(folder.error, pretty_json(error))
 
@@ -149,12 +161,19 @@ def _stop_with_parent(parent: int) -> None:
 
 
 def _raise_interrupt(number: int, frame: object) -> None:
+    # Once is enough: a second signal must not break into giving the claim back.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 0 when every run this worker took was finished, 1 when one failed, 130 when it was stopped."""
-    parser = argparse.ArgumentParser(prog="slurm.worker", description="Run what a plan lacks. Started by salt-sweep submit.")
+    """Exit code 0 when every run this worker took was finished, `RUNS_FAILED` when not, 130 when it was
+    stopped.
+    """
+    parser = argparse.ArgumentParser(
+        prog="slurm.worker", description="Run what a plan lacks. Started by salt-sweep submit."
+    )
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--plan", required=True)
     parser.add_argument("--since-ns", type=int, default=0, help="errors older than this are retried")
@@ -164,7 +183,9 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, _raise_interrupt)
     signal.signal(signal.SIGINT, _raise_interrupt)
     if args.parent is not None:
-        threading.Thread(target=_stop_with_parent, args=(args.parent,), name="parent-watch", daemon=True).start()
+        threading.Thread(
+            target=_stop_with_parent, args=(args.parent,), name="parent-watch", daemon=True
+        ).start()
     drain = Drain(
         args.store,
         read_plan(args.store, args.plan),
@@ -177,7 +198,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         _report_line("stopped; submit again to go on")
         return 130
-    return 1 if drained.failed else 0
+    return RUNS_FAILED if drained.failed else 0
 
 
 def _report_line(text: str) -> None:

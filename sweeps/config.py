@@ -1,7 +1,7 @@
 """The study file: what is asked, on which data, with which grid of runs.
 
-Fields that name a size, a label or an arm are checked here; whether the grid's cells can be built and paid for is
-decided in `sweeps.grid`.
+Fields that name a size, a label or an arm are checked here; whether the grid's cells can be built and paid
+for is decided in `sweeps.grid`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from salt.specs import (
     Spec,
     VitSpec,
 )
-from sweeps.document import decode, nearest, overlay, parse_yaml, unknown_name
+from sweeps.document import decode, overlay, parse_yaml, unknown_key, unknown_name
 
 OpenShare = Annotated[float, Meta(gt=0.0, le=1.0)]
 Role = Literal["teacher", "student", "reference"]
@@ -69,7 +69,7 @@ class ArmConfig(Spec, kw_only=True):
 
 
 class SaltConfig(ArmConfig, kw_only=True):
-    """The frozen-teacher arm. A teacher is paid either as a share of each budget or a fixed number of FLOPs."""
+    """The frozen-teacher arm. A teacher costs a share of each budget or a fixed number of FLOPs."""
 
     teachers: Annotated[tuple[str, ...], Meta(min_length=1)]
     teacher_share: tuple[OpenShare, ...] = ()
@@ -193,13 +193,13 @@ class Study:
     def probe_settings(self, probe: ProbeConfig) -> dict[str, Any]:
         """The checked extra fields of a suite."""
         place = f"{self.path}: probes.{probe.name}.settings."
-        named = {"labels", "kinds", "frames", "train_clips", "selection_clips", "report_clips", "seed"} | set(SPLITS)
+        named = {"labels", "kinds", "frames", "train_clips", "selection_clips", "report_clips", "seed"} | set(
+            SPLITS
+        )
         valid = [name for name in ProbeSpec.__struct_fields__ if name not in named | {"numerics"}]
         for key in probe.settings:
             if key not in valid:
-                raise UserError(
-                    f"{place}{key}: unknown key; did you mean {nearest(key, valid)!r}? (valid: {', '.join(valid)})"
-                )
+                raise UserError(unknown_key(f"{place}{key}", key, valid))
         return probe.settings
 
 
@@ -231,10 +231,14 @@ def load_study(
     if file.quick:
         quick_file = decode(overlay(raw, file.quick), StudyFile, f"{path}: (with quick) ")
         if quick_file.name != file.name:
-            raise UserError(f"{path}: quick.name: the quick plan is always named {file.name}-quick; leave it out")
+            raise UserError(
+                f"{path}: quick.name: the quick plan is always named {file.name}-quick; leave it out"
+            )
         file = quick_file if quick else file
     elif quick:
-        raise UserError(f"{path}: --quick needs a section `quick:` with the fields to change, such as budgets_flops")
+        raise UserError(
+            f"{path}: --quick needs a section `quick:` with the fields to change, such as budgets_flops"
+        )
     if budgets_flops is not None:
         file = msgspec.structs.replace(file, budgets_flops=budgets_flops)
     study = Study(
@@ -265,8 +269,14 @@ def _sizes(file: StudyFile, path: Path) -> dict[str, VitSpec]:
 def _problems(study: Study) -> list[str]:
     """All mistakes that need no prices and no lists."""
     file = study.file
-    problems = [f"budgets_flops: {value!r} is not a whole number" for value in file.budgets_flops if value % 1]
-    for field, values in (("budgets_flops", file.budgets_flops), ("seeds", file.seeds), ("students", file.students)):
+    problems = [
+        f"budgets_flops: {value!r} is not a whole number" for value in file.budgets_flops if value % 1
+    ]
+    for field, values in (
+        ("budgets_flops", file.budgets_flops),
+        ("seeds", file.seeds),
+        ("students", file.students),
+    ):
         problems += _repeated(field, values)
     problems += _unknown_sizes(study, "students", file.students)
     if not any(study.arm(arm) for arm in ARMS):
@@ -280,12 +290,16 @@ def _problems(study: Study) -> list[str]:
     if file.arms.salt is not None:
         problems += _teacher_problems(study, file.arms.salt)
     if file.references.supervised is not None:
-        problems += _unknown_sizes(study, "references.supervised.students", file.references.supervised.students)
+        problems += _unknown_sizes(
+            study, "references.supervised.students", file.references.supervised.students
+        )
     problems += _repeated("probes: name", tuple(probe.name for probe in file.probes))
     for probe in file.probes:
         missing = [seed for seed in probe.seeds or () if seed not in file.seeds]
         if missing:
-            problems.append(f"probes.{probe.name}.seeds: {missing} are not among the study's seeds {list(file.seeds)}")
+            problems.append(
+                f"probes.{probe.name}.seeds: {missing} are not among the study's seeds {list(file.seeds)}"
+            )
     if not problems:
         for arm in ARMS:
             study.recipe(arm)
@@ -300,8 +314,14 @@ def _teacher_problems(study: Study, config: SaltConfig) -> list[str]:
     for field in ("teachers", "teacher_share", "teacher_flops"):
         problems += _repeated(f"arms.salt.{field}", getattr(config, field))
     if not config.teacher_share and not config.teacher_flops:
-        problems.append("arms.salt: say what a teacher may cost: `teacher_share: [0.3]` or `teacher_flops: [60e9]`")
-    problems += [f"arms.salt.teacher_flops: {value!r} is not a whole number" for value in config.teacher_flops if value % 1]
+        problems.append(
+            "arms.salt: say what a teacher may cost: `teacher_share: [0.3]` or `teacher_flops: [60e9]`"
+        )
+    problems += [
+        f"arms.salt.teacher_flops: {value!r} is not a whole number"
+        for value in config.teacher_flops
+        if value % 1
+    ]
     return problems
 
 

@@ -1,7 +1,7 @@
 """YAML documents with plain rules, decoded strictly, with errors that name file, line and field.
 
-Values are read as in YAML 1.2: `200e9` and `1e-3` are numbers, only `true` and `false` are booleans, `010` is ten
-and `on`, `no` or `12:30` are text. A key that comes twice is refused.
+Values are read as in YAML 1.2: `200e9` and `1e-3` are numbers, only `true` and `false` are booleans, `010` is
+ten and `on`, `no` or `12:30` are text. A key that comes twice is refused.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import msgspec.inspect
@@ -30,7 +31,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be plain text", key.start_mark
+                )
             if key.value in seen:
                 message = f"the key {key.value!r} comes twice; keep one of them"
                 raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
@@ -72,7 +75,7 @@ def parse_yaml(data: bytes, file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
+        value = yaml.load(text, Loader=_Loader)  # a subclass of the safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark is not None else str(file)
@@ -88,9 +91,10 @@ def decode(data: Any, kind: type[T], where: str) -> T:
     """Turn plain data into a spec; `where` begins every field's path in an error.
 
     Raises:
-        UserError: unknown keys, all at once and each with the nearest valid name, or the first value of a wrong type or range.
+        UserError: unknown keys, all at once and each with the nearest valid name, or the first value of a
+            wrong type or range.
     """
-    problems = list(_unknown_keys(data, _type_info(kind), ""))
+    problems = list(_unknown_keys(data, _type_info(cast(Hashable, kind)), ""))
     if problems:
         raise UserError("\n".join(f"{where}{problem}" for problem in problems))
     try:
@@ -99,12 +103,14 @@ def decode(data: Any, kind: type[T], where: str) -> T:
         message, _, path = str(error).partition(" - at `$")
         path = path.rstrip("`").removeprefix(".")
         message = message[:1].lower() + message[1:].replace("`", "")
-        got = "" if path == "" or " required field " in message else f" (it is {_short(_value_at(data, path))})"
+        got = (
+            "" if path == "" or " required field " in message else f" (it is {_short(_value_at(data, path))})"
+        )
         raise UserError(f"{where}{path or 'the document'}: {message}{got}") from error
 
 
 @functools.lru_cache
-def _type_info(kind: Any) -> msgspec.inspect.Type:
+def _type_info(kind: Hashable) -> msgspec.inspect.Type:
     return msgspec.inspect.type_info(kind)
 
 
@@ -120,6 +126,11 @@ def overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def nearest(name: str, valid: list[str]) -> str:
     """The valid name most like a mistaken one."""
     return difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
+
+
+def unknown_key(where: str, key: str, valid: list[str]) -> str:
+    """The sentence for a key that a mapping does not have; `where` is its whole path."""
+    return f"{where}: unknown key; did you mean {nearest(key, valid)!r}? (valid: {', '.join(valid)})"
 
 
 def unknown_name(where: str, name: str, valid: list[str]) -> str:
@@ -142,9 +153,7 @@ def _unknown_keys(data: Any, kind: msgspec.inspect.Type, path: str) -> list[str]
             if key in fields:
                 found += _unknown_keys(value, fields[key], inner)
             else:
-                found.append(
-                    f"{inner}: unknown key; did you mean {nearest(str(key), list(fields))!r}? (valid: {', '.join(fields)})"
-                )
+                found.append(unknown_key(inner, str(key), list(fields)))
     elif isinstance(kind, msgspec.inspect.VarTupleType | msgspec.inspect.ListType) and isinstance(data, list):
         for index, item in enumerate(data):
             found += _unknown_keys(item, kind.item_type, f"{path}[{index}]")

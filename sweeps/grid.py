@@ -1,7 +1,7 @@
 """The grid of a study: every way of spending a budget, priced, with whole steps.
 
-The equal-FLOPs rule: training of the teacher + the student's own training, its teacher's inference included, equals the
-budget within `TOLERANCE`. Arms without a trained teacher spend the whole budget on the student.
+The equal-FLOPs rule: training of the teacher + the student's own training, its teacher's inference included,
+equals the budget within `TOLERANCE`. Arms without a trained teacher spend the whole budget on the student.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ class Way:
         """Unique within a study; plain ASCII."""
         parts: list[str] = [self.arm, self.student]
         if self.teacher is not None:
-            paid = f"share{self.teacher_share!r}" if self.teacher_flops is None else short_flops(self.teacher_flops)
+            paid = (
+                f"share{self.teacher_share!r}"
+                if self.teacher_flops is None
+                else short_flops(self.teacher_flops)
+            )
             parts += ["from", self.teacher, paid]
         parts.append(short_flops(self.budget_flops))
         parts += [f"{key}={value}" for key, value in self.changes.items()]
@@ -49,7 +53,11 @@ class Way:
     def __str__(self) -> str:
         text = f"arm {self.arm}, student {self.student}"
         if self.teacher is not None:
-            paid = f"share {self.teacher_share:g}" if self.teacher_flops is None else f"{self.teacher_flops:.4g} FLOPs"
+            paid = (
+                f"share {self.teacher_share:g}"
+                if self.teacher_flops is None
+                else f"{self.teacher_flops:.4g} FLOPs"
+            )
             text += f", teacher {self.teacher} ({paid})"
         changes = "".join(f", {key}={value}" for key, value in self.changes.items())
         return f"{text}, budget {self.budget_flops:.4g}{changes}"
@@ -84,7 +92,9 @@ def short_flops(flops: int) -> str:
 
 
 def ways(study: Study) -> Iterator[Way]:
-    """All of the grid, in the order of the study file: budgets, arms, students, teachers, payments, swept fields."""
+    """All of the grid, in the order of the study file: budgets, arms, students, teachers, payments, swept
+    fields.
+    """
     file = study.file
     for budget, arm in itertools.product(file.budgets_flops, ARMS):
         config = study.arm(arm)
@@ -150,7 +160,9 @@ def solve(study: Study, way: Way, data: DataSpec) -> Solved | Refusal:
             return Refusal(way=way, reasons=(reason,))
         teacher = _with_steps(teacher, steps)
         reference = TeacherRef(run_id="unnamed", step=steps, encoder=teacher.model.encoder)
-    student = run_spec(study, way.arm, way.student, data, study.recipe(way.arm, way.changes), teacher=reference)
+    student = run_spec(
+        study, way.arm, way.student, data, study.recipe(way.arm, way.changes), teacher=reference
+    )
     price = step_cost(student)
     steps = round((budget - spent) / price.total_flops)
     if steps < study.file.minimum_steps:
@@ -171,7 +183,14 @@ def solve(study: Study, way: Way, data: DataSpec) -> Solved | Refusal:
 
 
 def run_spec(
-    study: Study, arm: Arm, size: str, data: DataSpec, recipe: Recipe, *, steps: int = 0, teacher: TeacherRef | None = None
+    study: Study,
+    arm: Arm,
+    size: str,
+    data: DataSpec,
+    recipe: Recipe,
+    *,
+    steps: int = 0,
+    teacher: TeacherRef | None = None,
 ) -> RunSpec:
     """A run of this study, for seed 0."""
     return RunSpec(
@@ -202,7 +221,9 @@ def epochs(spec: RunSpec) -> float:
     return spec.steps * spec.optim.batch_clips / spec.data.clips
 
 
-def _limits(study: Study, residual: float, price: Cost, student: RunSpec, teacher: RunSpec | None) -> tuple[str, ...]:
+def _limits(
+    study: Study, residual: float, price: Cost, student: RunSpec, teacher: RunSpec | None
+) -> tuple[str, ...]:
     reasons = []
     if abs(residual) > TOLERANCE:
         reasons.append(
@@ -213,15 +234,14 @@ def _limits(study: Study, residual: float, price: Cost, student: RunSpec, teache
     for name, spec in (("student", student), ("teacher", teacher)):
         if spec is None:
             continue
+        batch, clips = spec.optim.batch_clips, spec.data.clips
         if limit is not None and epochs(spec) > limit:
             reasons.append(
-                f"{name} repeats data {epochs(spec):.4g} times ({spec.steps} steps of {spec.optim.batch_clips} clips on "
-                f"{spec.data.clips}), more than maximum_epochs {limit:g}"
+                f"{name} repeats data {epochs(spec):.4g} times ({spec.steps} steps of {batch} on {clips} clips), "
+                f"more than maximum_epochs {limit:g}"
             )
-        if spec.optim.batch_clips > spec.data.clips:
-            reasons.append(
-                f"{name}: a batch of {spec.optim.batch_clips} clips is larger than the training list of {spec.data.clips}"
-            )
+        if batch > clips:
+            reasons.append(f"{name}: a batch of {batch} clips is larger than the training list of {clips}")
     return tuple(reasons)
 
 
@@ -237,7 +257,9 @@ def _with_steps(spec: RunSpec, steps: int) -> RunSpec:
 
 def _refusal_text(study: Study, refused: list[Refusal], total: int) -> str:
     """All bad ways; a reason that every one of them shares is said once."""
-    head = f"{study.path}: {len(refused)} of {total} cells (seeds apart) cannot be planned; nothing was written"
+    head = (
+        f"{study.path}: {len(refused)} of {total} cells (seeds apart) cannot be planned; nothing was written"
+    )
     shared = set(refused[0].reasons).intersection(*(refusal.reasons for refusal in refused))
     lines = [head, *(f"  every cell below: {reason}" for reason in refused[0].reasons if reason in shared)]
     for refusal in refused:

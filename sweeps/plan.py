@@ -17,7 +17,19 @@ import msgspec
 from salt.errors import UserError
 from salt.flops import run_cost
 from salt.lists import VideoList, data_spec, read_list
-from salt.specs import Arm, Cell, Cost, DataSpec, ObjectiveSpec, OptimSpec, Plan, PlannedRun, ProbeSpec, RunSpec, spec_id
+from salt.specs import (
+    Arm,
+    Cell,
+    Cost,
+    DataSpec,
+    ObjectiveSpec,
+    OptimSpec,
+    Plan,
+    PlannedRun,
+    ProbeSpec,
+    RunSpec,
+    spec_id,
+)
 from salt.store import encode_plan, plan_dir, read_plan, write_atomically
 from sweeps.config import SPLITS, ProbeConfig, Recipe, Role, Study
 from sweeps.grid import Solved, build_problems, epochs, run_spec, solve_grid
@@ -35,7 +47,9 @@ def build_plan(study: Study) -> Plan:
     _check_lists(study, lists)
     data = {split: data_spec(video_list, split) for split, video_list in lists.items()}
     _check_sample_sizes(study, data)
-    cells = [cell for solved in solve_grid(study, data["train"]) for cell in _cells_of(solved, study.file.seeds)]
+    cells = [
+        cell for solved in solve_grid(study, data["train"]) for cell in _cells_of(solved, study.file.seeds)
+    ]
     cells += _references(study, data["train"])
     _check_same_twice(study, [cell for cell, _, _ in cells])
     suites = {probe.name: _probe_spec(study, probe, data) for probe in study.file.probes}
@@ -79,7 +93,9 @@ def _cells_of(solved: Solved, seeds: tuple[int, ...]) -> list[Placed]:
             run_id=spec_id(student),
             teacher_run_id=teacher_id,
             teacher_students=0,  # filled in when all cells are known
-            teacher_cost=None if teacher is None or solved.teacher_step is None else solved.teacher_step * teacher.steps,
+            teacher_cost=None
+            if teacher is None or solved.teacher_step is None
+            else solved.teacher_step * teacher.steps,
             cost=solved.student_step * student.steps,
             residual=solved.residual,
         )
@@ -93,7 +109,9 @@ def _references(study: Study, data: DataSpec) -> list[Placed]:
     seeds, placed = file.seeds, []
     salt = file.arms.salt
     sizes = dict.fromkeys([*_students(study), *(salt.teachers if salt is not None else ())])
-    plain = Recipe(optim=OptimSpec(), objective=ObjectiveSpec())  # an untrained run must not change with the recipe
+    plain = Recipe(
+        optim=OptimSpec(), objective=ObjectiveSpec()
+    )  # an untrained run must not change with the recipe
     if references.random:
         for size in sizes:
             placed += [_reference(run_spec(study, "random", size, data, plain), size, seed) for seed in seeds]
@@ -143,7 +161,9 @@ def _reference(spec: RunSpec, size: str, seed: int) -> Placed:
 def _runs(
     study: Study, cells: list[Placed], probe_ids: dict[str, str]
 ) -> tuple[tuple[PlannedRun, ...], dict[str, set[str]]]:
-    """Each run once: teachers by descending cost, then students, then references; and teacher -> its students."""
+    """Each run once: teachers by descending cost, then students, then references; and teacher -> its
+    students.
+    """
     specs: dict[str, RunSpec] = {}
     costs: dict[str, Cost] = {}
     budgets: dict[str, set[int]] = {}
@@ -166,7 +186,9 @@ def _runs(
     for run_id, spec in specs.items():
         role = role_of(run_id)
         wanted = tuple(
-            probe_ids[probe.name] for probe in study.file.probes if _is_probed(probe, spec, role, largest in budgets[run_id])
+            probe_ids[probe.name]
+            for probe in study.file.probes
+            if _is_probed(probe, spec, role, largest in budgets[run_id])
         )
         runs.append(PlannedRun(run_id=run_id, role=role, spec=spec, cost=costs[run_id], probe_ids=wanted))
     rank = {"teacher": 0, "student": 1, "reference": 2}
@@ -175,7 +197,8 @@ def _runs(
 
 
 def _is_probed(probe: ProbeConfig, spec: RunSpec, role: Role, at_largest: bool) -> bool:
-    """Whether a suite is run on an encoder. References stand beside every budget, so `on` never leaves them out.
+    """Whether a suite is run on an encoder. References stand beside every budget, so `on` never leaves them
+    out.
 
     Raw pixels are not tokens: suites with attentive probes pass them by.
     """
@@ -220,16 +243,20 @@ def _check_lists(study: Study, lists: dict[str, VideoList]) -> None:
                 problems.append(f"{place}: {study.lists[split]} has no column {label!r} (it has: {have})")
     supervised = study.file.references.supervised
     if supervised is not None and supervised.label not in lists["train"].columns:
-        problems.append(f"references.supervised.label: {study.lists['train']} has no column {supervised.label!r}")
+        problems.append(
+            f"references.supervised.label: {study.lists['train']} has no column {supervised.label!r}"
+        )
     for first, second in (("train", "selection"), ("train", "report"), ("selection", "report")):
         a, b = lists[first], lists[second]
-        shared: set[object] = set(a.files) & set(b.files)
+        shared = {str(file) for file in set(a.files) & set(b.files)}
         what = "file"
         if not shared and "group" in a.columns and "group" in b.columns:
             shared, what = set(a.columns["group"]) & set(b.columns["group"]), "group"
         if shared:
-            example = min(str(value) for value in shared)
-            problems.append(f"data: {len(shared)} {what}s are in both {first} and {second} (such as {example}): keep them apart")
+            example = min(shared)
+            problems.append(
+                f"data: {len(shared)} {what}s are in both {first} and {second}, such as {example}; part them"
+            )
     if problems:
         raise UserError("\n".join(f"{study.path}: {problem}" for problem in dict.fromkeys(problems)))
 
@@ -241,7 +268,9 @@ def _check_sample_sizes(study: Study, data: dict[str, DataSpec]) -> None:
             wanted = getattr(probe, f"{split}_clips")
             if wanted > data[split].clips:
                 have = f"{study.lists[split]} has {data[split].clips} clips"
-                problems.append(f"{study.path}: probes.{probe.name}.{split}_clips: {wanted} wanted, but {have}")
+                problems.append(
+                    f"{study.path}: probes.{probe.name}.{split}_clips: {wanted} wanted, but {have}"
+                )
     if problems:
         raise UserError("\n".join(problems))
 
@@ -251,7 +280,9 @@ def _check_same_twice(study: Study, cells: list[Cell]) -> None:
     seen: set[str] = set()
     for cell in cells:
         if cell.cell_id in seen:
-            raise UserError(f"{study.path}: the cell {cell.cell_id} comes twice; remove the repeated entry from the grid")
+            raise UserError(
+                f"{study.path}: the cell {cell.cell_id} comes twice; remove the repeated entry from the grid"
+            )
         seen.add(cell.cell_id)
 
 
@@ -279,8 +310,8 @@ class Written:
 def write_plan(store: Path, plan: Plan, study_bytes: bytes) -> Written:
     """Write the three files of a plan, `plan.jsonl` last.
 
-    A plan of the same name is replaced: runs are named by their content, so nothing that was computed is lost. The answer
-    says how many runs came and went.
+    A plan of the same name is replaced: runs are named by their content, so nothing that was computed is
+    lost. The answer says how many runs came and went.
     """
     folder = plan_dir(store, plan.name)
     data, added, removed, outcome = encode_plan(plan), len(plan.runs), 0, "new"
@@ -304,15 +335,30 @@ def _run_ids_before(store: Path, name: str) -> set[str]:
 
 
 def costs_csv(plan: Plan) -> bytes:
-    """One row a cell: steps, and FLOPs by part, forward and backward together, of the teacher and of the run itself."""
+    """One row a cell: steps, and FLOPs by part, forward and backward together, of the teacher and of the run
+    itself.
+    """
     steps = {run.run_id: run.spec.steps for run in plan.runs}
     specs = {run.run_id: run.spec for run in plan.runs}
     parts = sorted({part for cell in plan.cells for part in cell.cost.parts})
-    teacher_parts = sorted({part for cell in plan.cells if cell.teacher_cost for part in cell.teacher_cost.parts})
+    teacher_parts = sorted(
+        {part for cell in plan.cells if cell.teacher_cost for part in cell.teacher_cost.parts}
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["cell_id", "arm", "student", "teacher", "teacher_share", "seed", "budget_flops", "convention", "charge", "steps"]
+        [
+            "cell_id",
+            "arm",
+            "student",
+            "teacher",
+            "teacher_share",
+            "seed",
+            "budget_flops",
+            "convention",
+            "charge",
+            "steps",
+        ]
         + ["teacher_steps", "epochs", "teacher_students"]
         + [f"teacher_{part}_flops" for part in teacher_parts]
         + [f"{part}_flops" for part in parts]

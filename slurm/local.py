@@ -1,0 +1,188 @@
+"""Run a plan on this machine: W worker processes, watched by this one.
+
+Workers are `python -m slurm.worker`, each with its own process group and its own log file; they find their
+work themselves (`slurm.worker`), so the parent only watches: it shows progress, replaces workers that die,
+passes on Ctrl-C, and says at the end what failed. When it is killed itself, its workers notice and stop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from salt.claim import Claim, ClaimHeld, read_claim
+from salt.specs import Plan
+from salt.store import RunDir
+from slurm.progress import Display
+from slurm.states import State, assess
+from slurm.status import last_step, plan_status
+from slurm.worker import RUNS_FAILED, record_error
+
+#: A worker process that dies is replaced at most this often in one submission.
+RESTARTS = 20
+#: A run that takes its worker down this often, without a new step in between, is given up.
+DEATHS_OF_A_RUN = 3
+#: After Ctrl-C a worker has this long to give its claim back.
+GRACE_S = 15.0
+WATCH_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What to run and how: shared by all launchers."""
+
+    store: Path
+    plan: Plan
+    since_ns: int  # errors older than this are retried
+    retry_diverged: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The launcher's own folder; disposable."""
+        return self.store / "jobs" / self.plan.name
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@dataclass
+class Fleet:
+    """The worker processes of one submission."""
+
+    submission: Submission
+    workers: int
+    deaths: list[str] = field(default_factory=list)  # one sentence each
+    _alive: list[_Worker] = field(default_factory=list)
+    _started: int = 0
+    _deaths_of_run: Counter[tuple[str, int | None]] = field(default_factory=Counter)
+
+    def start(self) -> None:
+        self.submission.folder.mkdir(parents=True, exist_ok=True)
+        for _ in range(self.workers):
+            self._start_one()
+
+    def watch(self) -> bool:
+        """Notice workers that ended, replacing those that died; whether any is left."""
+        for worker in list(self._alive):
+            code = worker.process.poll()
+            if code is None:
+                continue
+            self._alive.remove(worker)
+            if code not in (0, RUNS_FAILED):
+                self._mourn(worker, code)
+        return bool(self._alive)
+
+    def stop(self) -> None:
+        """Ask the workers to stop, and end those that do not within `GRACE_S`."""
+        for worker in self._alive:
+            worker.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        for worker in self._alive:
+            try:
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(worker.process.pid, signal.SIGKILL)
+                worker.process.wait()
+        self._alive.clear()
+
+    def _start_one(self) -> None:
+        self._started += 1
+        log = self.submission.folder / f"worker-{os.getpid()}-{self._started}.log"
+        command = [sys.executable, "-P", "-m", "slurm.worker", "--store", str(self.submission.store)]
+        command += ["--plan", self.submission.plan.name, "--since-ns", str(self.submission.since_ns)]
+        command += ["--parent", str(os.getpid())]
+        command += ["--retry-diverged"] if self.submission.retry_diverged else []
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=worker_environment(self.submission.plan.execution.threads),
+                start_new_session=True,  # Ctrl-C reaches the parent only, which passes it on once
+            )
+        self._alive.append(_Worker(process=process, log=log))
+
+    def _mourn(self, worker: _Worker, code: int) -> None:
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        runs = self._runs_of(worker.process.pid)
+        on = f" while it had run {', '.join(folder.run_id for folder in runs)}" if runs else ""
+        self.deaths.append(f"worker process {worker.process.pid} {how}{on}; its log: {worker.log}")
+        for folder in runs:
+            key = (folder.run_id, last_step(folder.metrics))
+            self._deaths_of_run[key] += 1
+            if self._deaths_of_run[key] >= DEATHS_OF_A_RUN:
+                _give_up(
+                    folder,
+                    f"took its worker down {DEATHS_OF_A_RUN} times without a new step: the last one {how}",
+                )
+        # One that ends by itself without a run, say because it cannot start, would only do so again.
+        if len(self.deaths) <= RESTARTS and (runs or code < 0):
+            self._start_one()
+
+    def _runs_of(self, pid: int) -> list[RunDir]:
+        """Runs whose claim names a process of ours that is no more."""
+        found = []
+        for run in self.submission.plan.runs:
+            folder = RunDir(self.submission.store, run.run_id)
+            claim = read_claim(folder)
+            if claim is not None and claim.stale and claim.holder is not None and claim.holder.pid == pid:
+                found.append(folder)
+        return found
+
+
+def _give_up(folder: RunDir, message: str) -> None:
+    try:
+        with Claim.acquire(folder):
+            record_error(folder, "killed", message)
+    except ClaimHeld:
+        return  # another worker has resumed it already: it gets its chance
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """The environment of a worker: our packages first on the path, and no more threads than it was given."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    pools = (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+    )
+    return {**os.environ, **dict.fromkeys(pools, str(threads)), "PYTHONPATH": path}
+
+
+def run_local(submission: Submission, workers: int) -> int:
+    """Run what the plan lacks with `workers` processes.
+
+    Returns 0 when every run of the plan is done, 1 when some are not; raises KeyboardInterrupt after stopping
+    the workers.
+    """
+    fleet = Fleet(submission, workers)
+    told = 0
+    try:
+        with Display(submission.plan.name) as display:
+            fleet.start()
+            while fleet.watch():
+                for death in fleet.deaths[told:]:
+                    display.say(death)
+                told = len(fleet.deaths)
+                display.show(plan_status(submission.store, submission.plan))
+                time.sleep(WATCH_EVERY_S)
+            for death in fleet.deaths[told:]:
+                display.say(death)
+            display.show(plan_status(submission.store, submission.plan), last=True)
+    finally:
+        fleet.stop()
+    standings = assess(submission.store, submission.plan)
+    return 0 if all(standing.state is State.DONE for standing in standings.values()) else 1
