@@ -83,7 +83,7 @@ def own_packages_first() -> None:
         )
         if (place := _foreign_place(name, root)) is not None:
             raise SystemExit(
-                f"error: our package {name!r} is not beside {__file__} but {place}; install salt-scaling again"
+                f"error: our package {name!r} is not beside {__file__} but {place}; reinstall salt-scaling"
             )
 
 

@@ -65,6 +65,11 @@ class Fleet:
     _started: int = 0
     _deaths_of_run: Counter[tuple[str, int | None]] = field(default_factory=Counter)
 
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """Those that have not been seen to end."""
+        return [worker.process for worker in self._alive]
+
     def start(self) -> None:
         self.submission.folder.mkdir(parents=True, exist_ok=True)
         for _ in range(self.workers):
@@ -78,7 +83,7 @@ class Fleet:
                 continue
             self._alive.remove(worker)
             if code not in (0, RUNS_FAILED):
-                self._mourn(worker, code)
+                self.mourn(worker.process.pid, code, worker.log)
         return bool(self._alive)
 
     def stop(self) -> None:
@@ -112,11 +117,12 @@ class Fleet:
             )
         self._alive.append(_Worker(process=process, log=log))
 
-    def _mourn(self, worker: _Worker, code: int) -> None:
+    def mourn(self, pid: int, code: int, log: Path) -> None:
+        """Note a worker's death; give up a run that keeps killing; start another worker if that can help."""
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        runs = self._runs_of(worker.process.pid)
+        runs = self._runs_of(pid)
         on = f" while it had run {', '.join(folder.run_id for folder in runs)}" if runs else ""
-        self.deaths.append(f"worker process {worker.process.pid} {how}{on}; its log: {worker.log}")
+        self.deaths.append(f"worker process {pid} {how}{on}; its log: {log}")
         for folder in runs:
             key = (folder.run_id, last_step(folder.metrics))
             self._deaths_of_run[key] += 1
@@ -126,7 +132,7 @@ class Fleet:
                     f"took its worker down {DEATHS_OF_A_RUN} times without a new step: the last one {how}",
                 )
         # One that ends by itself without a run, say because it cannot start, would only do so again.
-        if len(self.deaths) <= RESTARTS and (runs or code < 0):
+        if len(self._alive) < self.workers and len(self.deaths) <= RESTARTS and (runs or code < 0):
             self._start_one()
 
     def _runs_of(self, pid: int) -> list[RunDir]:

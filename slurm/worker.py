@@ -180,21 +180,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--retry-diverged", action="store_true")
     parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _raise_interrupt)
-    signal.signal(signal.SIGINT, _raise_interrupt)
-    if args.parent is not None:
-        threading.Thread(
-            target=_stop_with_parent, args=(args.parent,), name="parent-watch", daemon=True
-        ).start()
-    drain = Drain(
-        args.store,
-        read_plan(args.store, args.plan),
-        since_ns=args.since_ns,
-        retry_diverged=args.retry_diverged,
-        report=_report_line,
-    )
     try:
-        drained = drain.run()
+        signal.signal(signal.SIGTERM, _raise_interrupt)
+        signal.signal(signal.SIGINT, _raise_interrupt)
+        if args.parent is not None:
+            watch = threading.Thread(target=_stop_with_parent, args=(args.parent,), daemon=True)
+            watch.start()
+        drained = Drain(
+            args.store,
+            read_plan(args.store, args.plan),
+            since_ns=args.since_ns,
+            retry_diverged=args.retry_diverged,
+            report=_report_line,
+        ).run()
     except KeyboardInterrupt:
         _report_line("stopped; submit again to go on")
         return 130

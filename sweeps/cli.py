@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "  salt-sweep status study",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"salt-sweep {__version__}")
+    parser.add_argument("--version", action="version", version=f"salt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_plan(commands)
     _add_submit(commands)

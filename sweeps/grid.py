@@ -237,7 +237,7 @@ def _limits(
         batch, clips = spec.optim.batch_clips, spec.data.clips
         if limit is not None and epochs(spec) > limit:
             reasons.append(
-                f"{name} repeats data {epochs(spec):.4g} times ({spec.steps} steps of {batch} on {clips} clips), "
+                f"{name} repeats data {epochs(spec):.4g} times ({spec.steps} x {batch} clips on {clips}), "
                 f"more than maximum_epochs {limit:g}"
             )
         if batch > clips:

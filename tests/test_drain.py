@@ -1,0 +1,495 @@
+"""Many workers on one plan: who takes what, what waits, what happens to those that fail or die.
+
+Runs are replaced by a stand-in that writes a result; claims, processes and kills are real.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from salt.claim import STALE_AFTER_S, Claim, ClaimHeld, Holder, read_claim
+from salt.errors import RunFailed
+from salt.flops import run_cost
+from salt.specs import Cell, ExecSpec, Plan, PlannedRun, ProbeSpec, RunResult, RunSpec, spec_id
+from salt.store import RunDir, encode_plan, plan_dir, pretty_json, write_atomically
+from slurm import local
+from slurm.local import Fleet, Submission
+from slurm.states import State, assess
+from slurm.status import last_step, plan_status, status_tables
+from slurm.worker import RUNS_FAILED, Drain, record_error
+from tests.examples import run_spec
+
+ROOT = Path(__file__).parent.parent
+Execute = Callable[[Path, PlannedRun, Mapping[str, ProbeSpec], ExecSpec], None]
+
+
+def planned(spec: RunSpec, role: str) -> PlannedRun:
+    fields = {"run_id": spec_id(spec), "role": role, "spec": spec, "cost": run_cost(spec), "probe_ids": ()}
+    return msgspec.convert(fields, PlannedRun)
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Two teachers; two students of the first and one of the second; one run without a teacher."""
+    first, second = run_spec("pixel", "nano"), run_spec("pixel", "tiny")
+    students = [
+        run_spec("salt", student, teacher=size, teacher_run=spec_id(teacher))
+        for student, size, teacher in (
+            ("micro", "nano", first),
+            ("tiny", "nano", first),
+            ("micro", "tiny", second),
+        )
+    ]
+    runs = [planned(spec, "teacher") for spec in (first, second)]
+    runs += [planned(spec, "student") for spec in (*students, run_spec("vjepa", "micro"))]
+    by_id = {run.run_id: run for run in runs}
+    cells = []
+    for number, run in enumerate(runs[2:]):
+        above = None if run.spec.teacher is None else by_id[run.spec.teacher.run_id]
+        cells.append(
+            Cell(
+                cell_id=f"cell{number}",
+                budget_flops=10**9,
+                arm=run.spec.arm,
+                student="student",
+                teacher=None if above is None else "teacher",
+                teacher_share=None if above is None else 0.3,
+                seed=0,
+                run_id=run.run_id,
+                teacher_run_id=None if above is None else above.run_id,
+                teacher_students=0 if above is None else 1,
+                teacher_cost=None if above is None else above.cost,
+                cost=run.cost,
+                residual=0.0,
+            )
+        )
+    return Plan(
+        name="small",
+        study_sha256="0",
+        convention="matmul",
+        charge="full",
+        execution=ExecSpec(),
+        probes={},
+        runs=tuple(runs),
+        cells=tuple(cells),
+    )
+
+
+def finish(store: Path, run: PlannedRun) -> None:
+    """What a run leaves behind when it is done."""
+    folder = RunDir(store, run.run_id)
+    write_atomically(folder.artefact, b"weights")
+    result = RunResult(
+        run_id=run.run_id,
+        arm=run.spec.arm,
+        steps=run.spec.steps,
+        cost=run.cost,
+        final_loss=0.5,
+        artefact_sha256="0",
+        teacher_sha256=None,
+        attempts=1,
+        train_wall_s=1.0,
+        probe_wall_s=0.0,
+        clips_seen=1,
+        unique_clips=1,
+        epochs=1.0,
+    )
+    write_atomically(folder.result, pretty_json(result))
+
+
+class StandIn:
+    """Executes runs by writing their results; `faults` maps a run to what it raises."""
+
+    def __init__(self, faults: dict[str, Exception] | None = None) -> None:
+        self.faults = faults or {}
+        self.executed: list[str] = []
+
+    def __call__(
+        self, store: Path, run: PlannedRun, probes: Mapping[str, ProbeSpec], execution: ExecSpec
+    ) -> None:
+        self.executed.append(run.run_id)
+        if run.spec.teacher is not None:
+            assert RunDir(store, run.spec.teacher.run_id).artefact.exists(), "ran before its teacher"
+        if run.run_id in self.faults:
+            raise self.faults[run.run_id]
+        finish(store, run)
+
+
+def drain(
+    store: Path, plan: Plan, execute: Execute, since_ns: int = 0, retry_diverged: bool = False
+) -> Drain:
+    return Drain(
+        store,
+        plan,
+        execute=execute,
+        since_ns=since_ns,
+        retry_diverged=retry_diverged,
+        poll_s=0.005,
+        report=lambda text: None,
+    )
+
+
+def states(store: Path, plan: Plan) -> list[State]:
+    return [standing.state for standing in assess(store, plan).values()]
+
+
+# --- what a worker takes --------------------------------------------------------------------------
+
+
+def test_one_worker_does_everything_in_the_plans_order(plan: Plan, tmp_path: Path) -> None:
+    stand_in = StandIn()
+    drained = drain(tmp_path, plan, stand_in).run()
+    assert stand_in.executed == drained.finished == [run.run_id for run in plan.runs]
+    assert drained.failed == []
+    assert states(tmp_path, plan) == [State.DONE] * 6
+    assert not list(tmp_path.rglob("claim"))
+    again = StandIn()
+    assert drain(tmp_path, plan, again).run().finished == again.executed == []
+
+
+def test_students_wait_for_their_teacher_and_others_do_not(plan: Plan, tmp_path: Path) -> None:
+    teachers = [run.run_id for run in plan.runs if run.role == "teacher"]
+    free = plan.runs[-1].run_id
+    free_has_run = threading.Event()
+    taken: list[str] = []
+    lock = threading.Lock()
+
+    def execute(store: Path, run: PlannedRun, probes: Mapping[str, ProbeSpec], execution: ExecSpec) -> None:
+        with lock:
+            taken.append(run.run_id)
+        if run.run_id in teachers:
+            assert free_has_run.wait(20), "nobody took the run without a teacher while the teachers trained"
+        if run.run_id == free:
+            free_has_run.set()
+        StandIn()(store, run, probes, execution)
+
+    workers = [threading.Thread(target=drain(tmp_path, plan, execute).run) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert sorted(taken) == sorted(run.run_id for run in plan.runs)  # each exactly once
+    assert set(taken[:3]) == {*teachers, free}
+    assert states(tmp_path, plan) == [State.DONE] * 6
+
+
+def test_a_failed_run_is_recorded_and_the_rest_goes_on(plan: Plan, tmp_path: Path) -> None:
+    broken, sound = plan.runs[0].run_id, plan.runs[1].run_id
+    diverged = plan.runs[-1].run_id
+    faults = {broken: ValueError("a wrong shape"), diverged: RunFailed("diverged", "loss is nan at step 3")}
+    stand_in = StandIn(faults)
+    drained = drain(tmp_path, plan, stand_in).run()
+    assert drained.failed == [broken, diverged]
+    expected = [State.FAILED, State.DONE, State.BLOCKED, State.BLOCKED, State.DONE, State.DIVERGED]
+    assert states(tmp_path, plan) == expected
+    error = RunDir(tmp_path, broken).read_error()
+    assert error is not None
+    assert (error.kind, error.message, error.host) == ("code", "a wrong shape", socket.gethostname())
+    assert error.traceback is not None
+    assert "ValueError" in error.traceback
+    status = {run.run_id: run for run in plan_status(tmp_path, plan).runs}
+    assert status[diverged].reason == "loss is nan at step 3"
+    assert broken in (status[plan.runs[2].run_id].reason or "")
+    assert status[sound].done_flops == status[sound].planned_flops
+
+    # A second submission retries what failed, but not what diverged, and finishes the blocked students.
+    now_ns = RunDir(tmp_path, diverged).error.stat().st_mtime_ns + 1
+    second = StandIn()
+    assert drain(tmp_path, plan, second, since_ns=now_ns).run().failed == []
+    assert second.executed == [broken, plan.runs[2].run_id, plan.runs[3].run_id]
+    third = StandIn()
+    drain(tmp_path, plan, third, since_ns=now_ns, retry_diverged=True).run()
+    assert third.executed == [diverged]
+
+
+def test_two_workers_do_not_both_retry_a_failing_run(plan: Plan, tmp_path: Path) -> None:
+    stand_in = StandIn({run.run_id: RunFailed("data", "no clips") for run in plan.runs})
+    for _ in range(2):
+        drain(tmp_path, plan, stand_in).run()
+    assert sorted(stand_in.executed) == sorted(
+        [plan.runs[0].run_id, plan.runs[1].run_id, plan.runs[-1].run_id]
+    )
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+#: Claims a run, says so, and holds it until its input ends (or it is killed).
+CLAIMANT = """
+import sys
+from pathlib import Path
+from salt.claim import Claim, ClaimHeld
+from salt.store import RunDir
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    claim = Claim.acquire(RunDir(Path(sys.argv[1]), "ab"))
+except ClaimHeld as held:
+    print("held", held, flush=True)
+else:
+    print("won", flush=True)
+    sys.stdin.read()
+    claim.release()
+"""
+
+
+class Claimant:
+    """A process that claims the run `ab` when told to."""
+
+    def __init__(self, store: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLAIMANT, str(store)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._line() == "ready"
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def tell(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def outcome(self) -> str:
+        return self._line()
+
+    def kill(self) -> None:
+        """End it as `kill -9` does, and wait until it is gone."""
+        self.process.kill()
+        self.process.communicate()
+
+    def leave(self) -> None:
+        self.process.communicate()
+        assert self.process.returncode == 0
+
+
+def race(store: Path, count: int) -> list[str]:
+    claimants = [Claimant(store) for _ in range(count)]
+    for claimant in claimants:
+        claimant.tell()
+    outcomes = [claimant.outcome() for claimant in claimants]
+    for claimant in claimants:
+        claimant.leave()
+    return outcomes
+
+
+def test_of_several_processes_one_gets_a_free_run(tmp_path: Path) -> None:
+    outcomes = race(tmp_path, 4)
+    assert sorted(outcome.split()[0] for outcome in outcomes) == ["held"] * 3 + ["won"]
+    held = next(outcome for outcome in outcomes if outcome.startswith("held"))
+    assert "run ab is held by process" in held
+    assert socket.gethostname() in held
+    assert read_claim(RunDir(tmp_path, "ab")) is None  # given back
+
+
+def test_a_killed_holders_claim_is_broken_by_exactly_one(tmp_path: Path) -> None:
+    victim = Claimant(tmp_path)
+    victim.tell()
+    assert victim.outcome() == "won"
+    run = RunDir(tmp_path, "ab")
+    state = read_claim(run)
+    assert state is not None
+    assert not state.stale
+    with pytest.raises(ClaimHeld, match=f"process {victim.process.pid} on"):
+        Claim.acquire(run)
+    victim.kill()
+    state = read_claim(run)
+    assert state is not None
+    assert state.stale
+    outcomes = race(tmp_path, 4)
+    assert sorted(outcome.split()[0] for outcome in outcomes) == ["held"] * 3 + ["won"]
+    assert not list(run.path.glob(".claim*"))
+
+
+def holder(**changes: object) -> Holder:
+    """A holder that is this very process, but for the changes."""
+    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    machine = f"{socket.gethostname()}/{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    machine += f"/{os.readlink('/proc/self/ns/pid')}"
+    fields = {
+        "host": socket.gethostname(),
+        "machine": machine,
+        "pid": os.getpid(),
+        "started": started,
+        "token": "other",
+        "claimed_unix_s": 0.0,
+    }
+    return msgspec.convert({**fields, **changes}, Holder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "age_s", "stale"),
+    [
+        ({}, 10 * STALE_AFTER_S, False),  # alive here, however long it does not beat
+        ({"started": "1"}, 0, True),  # another process has got the number since
+        ({"machine": "elsewhere"}, STALE_AFTER_S - 20, False),
+        ({"machine": "elsewhere"}, STALE_AFTER_S + 20, True),
+    ],
+)
+def test_who_counts_as_dead(changes: dict[str, object], age_s: float, stale: bool, tmp_path: Path) -> None:
+    run = RunDir(tmp_path, "ab")
+    write_atomically(run.claim, msgspec.json.encode(holder(**changes)))
+    then = time.time() - age_s
+    os.utime(run.claim, (then, then))
+    state = read_claim(run)
+    assert state is not None
+    assert state.stale == stale
+    if stale:
+        with Claim.acquire(run) as claim:
+            assert read_claim(run) is not None
+            assert not claim.lost.is_set()
+        assert not run.claim.exists()
+    else:
+        with pytest.raises(ClaimHeld):
+            Claim.acquire(run)
+
+
+def test_a_claim_that_was_left_empty_is_broken_after_a_moment(tmp_path: Path) -> None:
+    run = RunDir(tmp_path, "ab")
+    run.path.mkdir(parents=True)
+    run.claim.touch()
+    with pytest.raises(ClaimHeld, match="not yet written its name"):
+        Claim.acquire(run)
+    os.utime(run.claim, (1, 1))
+    Claim.acquire(run).release()
+    assert not run.claim.exists()
+
+
+def test_heartbeats_move_and_a_stolen_claim_is_noticed(tmp_path: Path) -> None:
+    run = RunDir(tmp_path, "ab")
+    claim = Claim.acquire(run, heartbeat_s=0.01)
+    os.utime(run.claim, (1, 1))
+    deadline = time.monotonic() + 20
+    while run.claim.stat().st_mtime == 1:
+        assert time.monotonic() < deadline, "no heartbeat"
+    write_atomically(run.claim, msgspec.json.encode(holder()))
+    assert claim.lost.wait(20)
+    claim.release()
+    assert run.claim.exists()  # it is the other's
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(plan: Plan, tmp_path: Path) -> Path:
+    """A store in which only one run is left, and this process has it: a worker can only wait."""
+    write_atomically(plan_dir(tmp_path, plan.name) / "plan.jsonl", encode_plan(plan))
+    for run in plan.runs[:-1]:
+        finish(tmp_path, run)
+    return tmp_path
+
+
+def test_a_worker_whose_parent_is_gone_stops(plan: Plan, held: Path) -> None:
+    with Claim.acquire(RunDir(held, plan.runs[-1].run_id)):
+        command = [
+            sys.executable,
+            "-m",
+            "slurm.worker",
+            "--store",
+            str(held),
+            "--plan",
+            plan.name,
+            "--parent",
+            "1",
+        ]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert "submit again" in done.stdout
+
+
+def test_a_killed_worker_is_reported_and_replaced(plan: Plan, held: Path) -> None:
+    fleet = Fleet(Submission(store=held, plan=plan, since_ns=0), workers=1)
+    with Claim.acquire(RunDir(held, plan.runs[-1].run_id)):
+        fleet.start()
+        victim = fleet.processes[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+        assert fleet.watch()
+        replaced = fleet.processes[0]
+        assert replaced.pid != victim.pid
+        fleet.stop()
+    assert len(fleet.deaths) == 1
+    assert f"process {victim.pid} was ended by SIGKILL" in fleet.deaths[0]
+    assert replaced.poll() is not None
+    assert not fleet.watch()
+
+
+def test_a_run_that_always_kills_its_worker_is_given_up(plan: Plan, tmp_path: Path) -> None:
+    spec = plan.runs[-1].spec
+    lethal = msgspec.structs.replace(plan.runs[-1], run_id="ab")
+    only = msgspec.structs.replace(plan, runs=(lethal,), cells=())
+    assert spec == lethal.spec
+    fleet = Fleet(Submission(store=tmp_path, plan=only, since_ns=0), workers=0)
+    run = RunDir(tmp_path, "ab")
+    for death in range(local.DEATHS_OF_A_RUN):
+        assert run.read_error() is None
+        victim = Claimant(tmp_path)
+        victim.tell()
+        assert victim.outcome() == "won", death
+        victim.kill()
+        fleet.mourn(victim.process.pid, -signal.SIGKILL, tmp_path / "log")
+    error = run.read_error()
+    assert error is not None
+    assert error.kind == "killed"
+    assert "SIGKILL" in error.message
+    assert fleet.deaths[0].count("while it had run ab") == 1
+
+
+def test_the_workers_own_exit_code_is_not_pythons(plan: Plan) -> None:
+    assert RUNS_FAILED not in (0, 1, 2, 130)
+
+
+# --- status ---------------------------------------------------------------------------------------
+
+
+def test_status_is_told_from_files_and_changes_none(plan: Plan, tmp_path: Path) -> None:
+    teacher, other, student, _, _, free = plan.runs
+    finish(tmp_path, teacher)
+    folder = RunDir(tmp_path, other.run_id)
+    dead = RunDir(tmp_path, student.run_id)
+    write_atomically(dead.claim, msgspec.json.encode(holder(started="1")))
+    record_error(RunDir(tmp_path, free.run_id), "disk", "no space left")
+    with Claim.acquire(folder):
+        folder.metrics.write_text('{"step": 3, "attempt": 1}\n{"step": 4, "attempt": 1}\n{"step": 5, "att')
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        status = plan_status(tmp_path, plan)
+        tables = status_tables(status)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    found = [str(run.state) for run in status.runs]
+    assert found == ["done", "running", "lost", "pending", "waiting", "failed"]
+    running = status.runs[1]
+    assert (running.step, running.total_steps) == (4, 10)
+    assert running.done_flops == running.planned_flops * 4 // 10
+    assert running.heartbeat_age_s is not None
+    assert f"process {os.getpid()}" in (running.holder or "")
+    assert (status.runs[5].kind, status.runs[5].reason) == ("disk", "no space left")
+    assert status.done_flops == teacher.cost.total_flops + running.done_flops
+    assert status.planned_flops == sum(run.cost.total_flops for run in plan.runs)
+    assert not status.complete
+    assert len(tables) == 3  # counts, in progress, not well
+
+
+def test_the_last_step_of_a_long_or_torn_log(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_step(path) is None
+    path.write_text("")
+    assert last_step(path) is None
+    path.write_text("".join(f'{{"step": {step}, "loss": 0.123456789}}\n' for step in range(1, 5000)))
+    assert last_step(path) == 4999
+    with open(path, "ab") as file:
+        file.write(b'{"st\n{"step": 5')
+    assert last_step(path) == 4999
