@@ -19,6 +19,7 @@ from pathlib import Path
 from salt.claim import Claim, ClaimHeld, read_claim
 from salt.specs import Plan
 from salt.store import RunDir
+from slurm.pace import Pace
 from slurm.progress import Display
 from slurm.states import State, assess
 from slurm.status import last_step, plan_status
@@ -177,7 +178,7 @@ def run_local(submission: Submission, workers: int) -> int:
     fleet = Fleet(submission, workers)
     told = 0
     try:
-        with Display(submission.plan.name) as display:
+        with Display(Pace(submission.store, submission.plan, workers)) as display:
             fleet.start()
             while fleet.watch():
                 for death in fleet.deaths[told:]:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from slurm.names import flops_text
+from slurm.pace import Pace
 from slurm.states import ACTIVE, State
 from slurm.status import PlanStatus
 
@@ -25,10 +26,8 @@ BUSY_LINE_EVERY_S = 5.0
 class Display:
     """Shows a `PlanStatus` again and again. Use as a context manager."""
 
-    def __init__(self, plan: str) -> None:
-        self._plan = plan
-        self._began = time.monotonic()
-        self._began_flops: int | None = None
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
         self._last_line_s = float("-inf")
         self._last_done = -1
         self._live: Live | None = None
@@ -57,8 +56,6 @@ class Display:
 
     def show(self, status: PlanStatus, last: bool = False) -> None:
         """Show where the plan stands; `last` makes sure that it is shown."""
-        if self._began_flops is None:
-            self._began_flops = status.done_flops
         if self._live is not None:
             self._live.update(self._table(status), refresh=last)
             return
@@ -84,13 +81,8 @@ class Display:
         return ", ".join([text, *stuck, *self._time_left(status)])
 
     def _time_left(self, status: PlanStatus) -> list[str]:
-        """Training time left at the pace so far; said only once there is a pace."""
-        paid = status.done_flops - (self._began_flops or 0)
-        elapsed_s = time.monotonic() - self._began
-        left = status.planned_flops - status.done_flops
-        if paid <= 0 or left <= 0 or elapsed_s < 5:
-            return []
-        return [f"about {left * elapsed_s / paid / 60:.1f} min left"]
+        left_s = self._pace.seconds_left(status)
+        return [] if left_s is None or status.complete else [f"about {left_s / 60:.1f} min left"]
 
     def _table(self, status: PlanStatus) -> Table:
         from rich.progress_bar import ProgressBar

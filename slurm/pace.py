@@ -1,0 +1,63 @@
+"""How long a plan still takes, from what its finished runs took.
+
+Training is reckoned by FLOPs, probes by suite: an attentive suite takes many times longer than a linear one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from salt.specs import Plan, PlannedRun
+from salt.store import RunDir
+from slurm.states import State
+from slurm.status import PlanStatus
+
+
+class Pace:
+    """Collects wall times of finished runs, reading each run's files once."""
+
+    def __init__(self, store: Path, plan: Plan, workers: int) -> None:
+        self._store = store
+        self._plan = plan
+        self._workers = workers
+        self._seen: set[str] = set()
+        self._train_wall_s = 0.0
+        self._train_flops = 0
+        self._probe_walls_s: dict[str, list[float]] = {}
+
+    def seconds_left(self, status: PlanStatus) -> float | None:
+        """Wall seconds until all is done with all workers busy; None before enough has finished to tell."""
+        left_s, train_left = 0.0, 0
+        for run, row in zip(self._plan.runs, status.runs, strict=True):
+            if row.state is State.DONE:
+                self._learn(run)
+            elif row.state not in (State.FAILED, State.DIVERGED, State.BLOCKED):
+                train_left += row.planned_flops - row.done_flops
+        if train_left:
+            if not self._train_flops:
+                return None
+            left_s += train_left * self._train_wall_s / self._train_flops
+        for run, row in zip(self._plan.runs, status.runs, strict=True):
+            if row.state in (State.DONE, State.FAILED, State.DIVERGED, State.BLOCKED):
+                continue
+            for probe_id in run.probe_ids:
+                walls_s = self._probe_walls_s.get(probe_id)
+                if walls_s is None:
+                    return None
+                if not RunDir(self._store, run.run_id).probe(probe_id).exists():
+                    left_s += sum(walls_s) / len(walls_s)
+        return left_s / self._workers
+
+    def _learn(self, run: PlannedRun) -> None:
+        if run.run_id in self._seen:
+            return
+        self._seen.add(run.run_id)
+        folder = RunDir(self._store, run.run_id)
+        result = folder.read_result()
+        if result is not None and run.cost.total_flops:
+            self._train_wall_s += result.train_wall_s
+            self._train_flops += run.cost.total_flops
+        for probe_id in run.probe_ids:
+            probe = folder.read_probe(probe_id)
+            if probe is not None:
+                self._probe_walls_s.setdefault(probe_id, []).append(probe.wall_s)
