@@ -1,0 +1,155 @@
+"""What all figures share: one look, names that cannot break the drawing, and writing to disk without a
+display.
+
+Figures are made from matplotlib's objects, on the file backend, without pyplot's global state. Arms
+differ by colour (Okabe and Ito's palette, safe for colour-blind readers), marker and line style, so that
+they read in grey.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.figure import Figure
+
+from salt.store import write_atomically
+
+COLUMN_IN = 3.5  # single-column print width in inches
+PAGE_IN = 7.2  # full page width in inches
+DPI = 200
+
+
+class Look(NamedTuple):
+    """How an arm is drawn."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+LOOKS: dict[str, Look] = {
+    "pixel": Look("#0072B2", "s", (0, (4, 1.5))),
+    "salt": Look("#D55E00", "o", "-"),
+    "vjepa": Look("#117755", "^", (0, (1, 1.2))),
+}
+#: Reference lines: colour and line style, distinct in grey by their dashes.
+REFERENCES: dict[str, tuple[str, Any]] = {
+    "chance": ("#666666", (0, (1, 2))),
+    "raw": ("#666666", (0, (6, 2, 1, 2))),
+    "supervised": ("#222222", (0, (8, 2))),
+}
+RANDOM_BAND = "#BBBBBB"
+PROBE_NAMES = {"linear": "linear probe", "knn": "k-nearest neighbours", "attentive": "attentive probe"}
+
+_STYLE: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "lines.linewidth": 1.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "text.usetex": False,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+#: Behind notes that lie on lines or points.
+NOTE_BOX: dict[str, Any] = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0}
+#: Fonts with East Asian glyphs, tried in this order where the machine has them.
+_WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "IPAGothic", "WenQuanYi Zen Hei", "Droid Sans Fallback")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of all figures, without touching the caller's settings."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams["font.family"] = ["DejaVu Sans", *_wide_fonts()]
+        yield
+
+
+@cache
+def _wide_fonts() -> tuple[str, ...]:
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    return tuple(name for name in _WIDE_FONTS if name in known)
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    found: set[int] = set()
+    for name in ("DejaVu Sans", *_wide_fonts()):
+        path = font_manager.findfont(name, fallback_to_default=False)
+        found |= set(font_manager.get_font(path).get_charmap())
+    return frozenset(found)
+
+
+def printable(text: object) -> str:
+    """A name as it can be drawn: `$` is a dollar and not mathematics, and a glyph that no font has is spelt
+    out.
+
+    Control characters become blanks; a character without a glyph becomes its code point, as in `U+6F22`.
+    """
+    drawn = []
+    for character in str(text):
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs"):
+            drawn.append(" ")
+        elif ord(character) in _glyphs():
+            drawn.append("\\$" if character == "$" else character)
+        else:
+            drawn.append(f"[U+{ord(character):04X}]")
+    return "".join(drawn)
+
+
+def panel_title(axes: Axes, label: str, kind: str) -> None:
+    """`label, probe` above a panel, cut and made smaller where a long name would run into its neighbour."""
+    text = f"{printable(textwrap.shorten(label, 24, placeholder='…'))}, {PROBE_NAMES[kind]}"
+    axes.set_title(text, loc="left", fontsize=max(5.0, min(8.0, 8.0 * 34 / len(text))))
+
+
+def empty_note(axes: Axes, text: str) -> None:
+    """Say in the middle of the axes why nothing is drawn."""
+    axes.text(
+        0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=7.5, color="#444444"
+    )
+
+
+def write_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """`<name>.png` at 200 dpi and `<name>.pdf`, each written whole or not at all."""
+    paths = []
+    for suffix, canvas in ((".png", FigureCanvasAgg(figure)), (".pdf", FigureCanvasPdf(figure))):
+        data = io.BytesIO()
+        # Dates would make equal figures differ.
+        metadata = {"CreationDate": None, "ModDate": None} if suffix == ".pdf" else {"Software": None}
+        canvas.print_figure(data, format=suffix[1:], dpi=DPI, metadata=metadata)
+        write_atomically(folder / f"{name}{suffix}", data.getvalue())
+        paths.append(folder / f"{name}{suffix}")
+    return paths
+
+
+def file_name(*parts: str) -> str:
+    """A safe file name from names of labels and probes: letters, digits, dashes, underscores; the rest as
+    code points.
+    """
+    text = "-".join(parts)
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else f"u{ord(c):04x}" for c in text)
