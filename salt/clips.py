@@ -226,7 +226,7 @@ def _decode_task(task: tuple[Path, ClipSpec]) -> DecodedClip | str:
 
 
 def _reason(value: DecodedClip | str | None, lost: str | None) -> str:
-    return value if isinstance(value, str) else f"the decoder {lost}"
+    return value if isinstance(value, str) else f"the decoder: {lost}"
 
 
 def _too_many_bad(videos: VideoList, skipped: tuple[tuple[Path, str], ...], allowed: float | None) -> str:

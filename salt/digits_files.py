@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,16 +82,23 @@ def make_digits(
         chunks = [tuple(numbers[i : i + TASK_CLIPS]) for i in range(0, len(numbers), TASK_CLIPS)]
         tasks += [EncodeTask(out / split, split, settings.seed, chunk) for chunk in chunks]
     with progress("encode clips", made, show_progress) as advance:
-        for outcome in run_isolated(encode_clips, tasks, workers=workers, limit_s=300):
-            if outcome.value is None:
-                raise RuntimeError(
-                    f"encoding {tasks[outcome.index].folder} stopped: the encoder {outcome.lost}"
-                )
-            advance(outcome.value)
+        for count in _encode_all(tasks, workers if made > TASK_CLIPS else 0):
+            advance(count)
     for split in SPLITS:
         write_atomically(out / f"{split}.csv", list_text(split, settings).encode())
     write_atomically(out / MANIFEST, pretty_json(Manifest(settings=settings, complete=True)))
     return made
+
+
+def _encode_all(tasks: list[EncodeTask], workers: int) -> Iterator[int]:
+    """Numbers of clips as they are made; without workers here, as for a few clips, which start faster so."""
+    if workers == 0:
+        yield from map(encode_clips, tasks)
+        return
+    for outcome in run_isolated(encode_clips, tasks, workers=workers, limit_s=300):
+        if outcome.value is None:
+            raise RuntimeError(f"encoding into {tasks[outcome.index].folder} stopped: {outcome.lost}")
+        yield outcome.value
 
 
 def list_text(split: str, settings: DigitSettings) -> str:

@@ -113,7 +113,7 @@ def scan_list(
     with progress(f"scan {path.name}", len(videos.files), show_progress) as advance:
         for outcome in run_isolated(examine, videos.files, workers=workers, limit_s=limit_s):
             if outcome.value is None:
-                report = FileReport("bad", f"the decoder {outcome.lost}")
+                report = FileReport("bad", f"the decoder: {outcome.lost}")
             else:
                 report = outcome.value
             rows.append(_row(videos, outcome.index, report))

@@ -248,7 +248,8 @@ def resize_square(frames: NDArray[np.uint8], side_px: int, channels: int) -> NDA
     else:
         resized = _bilinear(frames, side_px)
     if channels == 1:
-        resized = resized.astype(np.float32) @ np.array(BT601_LUMA, dtype=np.float32)[:, None]
+        red, green, blue = (resized[..., colour, None].astype(np.float32) for colour in range(3))
+        resized = BT601_LUMA[0] * red + BT601_LUMA[1] * green + BT601_LUMA[2] * blue
     if resized.dtype == np.uint8:
         return np.ascontiguousarray(resized)
     return np.clip(np.floor(resized + 0.5), 0, 255).astype(np.uint8)
