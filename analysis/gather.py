@@ -185,6 +185,9 @@ def _read_probe(store: Path, record: RunRecord, probe_id: str) -> tuple[ProbeRes
         return None, "missing", f"trained, but probe {probe_id} is not there"
     if found.run_id != record.run.run_id:
         return None, "failed", f"{folder.probe(probe_id)} belongs to run {found.run_id}"
+    trained = record.result.artefact_sha256 if record.result is not None else None
+    if trained is not None and found.encoder_sha256 != trained:
+        return None, "failed", f"{folder.probe(probe_id)} was made with other weights than the run's artefact"
     return found, "done", None
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
@@ -134,17 +135,24 @@ def empty_note(axes: Axes, text: str) -> None:
     )
 
 
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file of 200 dpi, without a date, so that equal figures are equal files."""
+    return _rendered(FigureCanvasAgg(figure), "png", {"Software": None})
+
+
 def write_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """`<name>.png` at 200 dpi and `<name>.pdf`, each written whole or not at all."""
-    paths = []
-    for suffix, canvas in ((".png", FigureCanvasAgg(figure)), (".pdf", FigureCanvasPdf(figure))):
-        data = io.BytesIO()
-        # Dates would make equal figures differ.
-        metadata = {"CreationDate": None, "ModDate": None} if suffix == ".pdf" else {"Software": None}
-        canvas.print_figure(data, format=suffix[1:], dpi=DPI, metadata=metadata)
-        write_atomically(folder / f"{name}{suffix}", data.getvalue())
-        paths.append(folder / f"{name}{suffix}")
-    return paths
+    dates = {"CreationDate": None, "ModDate": None}
+    parts = {".png": png_bytes(figure), ".pdf": _rendered(FigureCanvasPdf(figure), "pdf", dates)}
+    for suffix, data in parts.items():
+        write_atomically(folder / f"{name}{suffix}", data)
+    return [folder / f"{name}{suffix}" for suffix in parts]
+
+
+def _rendered(canvas: FigureCanvasBase, kind: str, metadata: dict[str, None]) -> bytes:
+    data = io.BytesIO()
+    canvas.print_figure(data, format=kind, dpi=DPI, metadata=metadata)
+    return data.getvalue()
 
 
 def file_name(*parts: str) -> str:

@@ -94,8 +94,8 @@ nav ul { columns: 2; padding-left: 1.2rem; } code { font-size: .85em; }
 </section>
 <section aria-labelledby="comparisons"><h2 id="comparisons">Comparisons of arms at equal budget</h2>
 <p>Paired by seed. Intervals are uncorrected; p is Holm's over all comparisons of the same label and probe
-in a table,
-and nothing is claimed at a corrected p of 0.05 or more, or when the interval holds 0.</p>
+in a table, and
+nothing is claimed at a corrected p of 0.05 or more, or when the interval holds 0.</p>
 {{ show(differences) }}
 <details><summary>At the same student size</summary>{{ show(same_size) }}</details>
 <h3>More compute</h3>

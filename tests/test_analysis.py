@@ -152,6 +152,17 @@ def test_student_of_a_replaced_teacher_is_not_used(tmp_path: Path) -> None:
     assert mine["reason"].str.contains("trained against teacher artefact 000000000000").all()
 
 
+def test_probe_of_other_weights_is_not_used(tmp_path: Path) -> None:
+    study = small(tmp_path)
+    cell = study.cell("vjepa", seed=2, budget=BUDGETS[0])
+    path = study.folder(cell).probe("main")
+    path.write_text(path.read_text().replace(cell.run_id * 4, "0" * 64))
+    rows = gather(study.store, "miniature")
+    mine = rows[(rows["cell_id"] == cell.cell_id) & (rows["probe_id"] == "main")]
+    assert set(mine["state"]) == {"failed"}
+    assert mine["reason"].str.contains("other weights").all()
+
+
 def test_the_same_score_twice_is_refused_and_seeds_are_not_duplicates(tmp_path: Path) -> None:
     study = small(tmp_path)
     assert gather(study.store, "miniature")["seed"].nunique() == 3
