@@ -107,8 +107,8 @@ def _load(store: Path, name: str, labels: list[str] | None, probes: list[str] | 
     arms, arm_cells = cells_used(arm_rows(table))
     if not arms:
         raise UserError(
-            f"no scores yet: 0 of {arm_cells} cells of the arms of {name!r} in {store} have any; "
-            f"run `salt-sweep submit {name}`, or see why with `salt-sweep status {name}`"
+            f"no scores yet: 0 of {arm_cells} cells of the arms of {name!r} in {store} have any; run "
+            f"`salt-sweep submit {name}`, or see why with `salt-sweep status {name}`"
         )
     if used < total:
         print(f"{used} of {total} cells used: the others have no scores yet or failed", file=sys.stderr)
@@ -155,8 +155,8 @@ def _weak_teacher(store: Path, table: pd.DataFrame, out: Path, as_json: bool) ->
     data = weak_teacher_data(table)
     if data.cells.empty:
         raise UserError(
-            "no cell of this study has a frozen teacher, so there is nothing to set a student against: "
-            "add an arm with teachers to the study file"
+            "no cell of this study has a frozen teacher, so there is nothing to set a student against: add "
+            "an arm with teachers to the study file"
         )
     paths = write_weak_teacher(table, out / "figures")
     if as_json:
@@ -230,7 +230,7 @@ def _footer(table: pd.DataFrame) -> str:
     return (
         f"{used} of {total} cells used. FLOPs: {first['convention']} convention, teacher training charged "
         f"{first['charge']}. Accuracy in %, differences in points; intervals are Student's t over seeds, "
-        f"uncorrected."
+        "uncorrected."
     )
 
 

@@ -157,6 +157,7 @@ def draw_pareto(data: ParetoData, wanted: list[tuple[str, str]]) -> Figure:
                     _panel(axes, data, labels[i], kinds[j])
                 else:
                     empty_note(axes, "not measured")
+                    axes.set_yticks([])
                     panel_title(axes, labels[i], kinds[j])
                 if j == 0:
                     axes.set_ylabel("accuracy (%)")
@@ -358,11 +359,10 @@ def _caption(data: ParetoData, wanted: list[tuple[str, str]]) -> str:
     clips = _range(shown["n_report"]) if len(shown) else "0"
     return (
         f"Study {printable(data.plan)}. FLOPs: {data.convention} convention, teacher training charged: "
-        f"{data.charge}; runs "
-        "within 1 % of their budget stand at it, arms shifted sideways to be seen. Small points: single "
-        "runs. Large "
-        "markers: means of the configurations on their arm's frontier; bars: range over seeds "
-        f"(n = {seeds}). {clips} report clips. {len(shown)} of {len(runs)} scores shown."
+        f"{data.charge}; runs within 1 % of their budget stand at it, arms shifted sideways to be seen. "
+        "Small points: single runs. Large markers: means of the configurations on their arm's frontier; "
+        f"bars: range over seeds (n = {seeds}). {clips} report clips. {len(shown)} of {len(runs)} scores "
+        "shown."
     )
 
 

@@ -203,8 +203,7 @@ def draw_column(data: WeakTeacherData, label: str, kind: str) -> Figure:
 
 _TABLE_CAPTION = (
     " Table: student mean ± standard deviation over seeds (n); then student minus its teacher (also the "
-    "colour) and, "
-    "after the bar, minus the pixel arm at equal FLOPs, both in points."
+    "colour) and, after the bar, minus the pixel arm at equal FLOPs, both in points."
 )
 
 
@@ -362,10 +361,8 @@ def _caption(data: WeakTeacherData, pairs: pd.DataFrame) -> str:
     seeds = pairs["seed"].nunique()
     return (
         f"Study {printable(data.plan)}. Every point is one student run beside its own teacher; above the "
-        f"dashed line it has "
-        f"passed it. Budgets are totals, teacher included ({data.convention} convention, charge "
-        f"{data.charge}). {seeds} "
-        f"seeds, {' or '.join(map(str, clips)) or 'no'} report clips."
+        f"dashed line it has passed it. Budgets are totals, teacher included ({data.convention} convention, "
+        f"charge {data.charge}). {seeds} seed(s), {' or '.join(map(str, clips)) or 'no'} report clips."
     )
 
 

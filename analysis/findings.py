@@ -77,6 +77,8 @@ def _winner(differences: pd.DataFrame, label: str, kind: str, budget: float) -> 
     claimed = here[here["claimed"]]
     if here.empty:
         return "Fewer than two arms have scores here, so arms are not compared."
+    if here["p"].isna().all():
+        return "Too few common seeds for an interval, so arms are not compared."
     if claimed.empty:
         return "No difference between arms survives correction: no arm is claimed to win."
     return "Claimed after correction: " + "; ".join(claimed["verdict"]) + "."
@@ -104,8 +106,8 @@ def _lost(table: pd.DataFrame) -> Finding | None:
     states = ", ".join(f"{number} {state}" for state, number in lost["state"].value_counts().items())
     text = (
         f"{used} of {total} cells have scores; {len(lost)} of {len(table)} scores are not there ({states}). "
-        f"If runs are lost "
-        "for a reason that has to do with their quality, what is left flatters the arm that lost them."
+        "If runs are lost for a reason that has to do with their quality, what is left flatters the arm "
+        "that lost them."
     )
     return Finding("Runs are missing", text, tuple(dict.fromkeys(lost["run_id"])))
 
@@ -124,16 +126,15 @@ def _no_gain(evidence: Evidence) -> list[Finding]:
         runs = tuple(run for ids in top["run_ids"] for run in ids)
         if known.empty:
             text = "No interval of the gain over a random encoder: a gain from pretraining is not shown."
-            found.append(Finding(f"No baseline: {label}, {kind}", text, runs))
+            found.append(Finding(f"Gain without interval: {label}, {kind}", text, runs))
         elif not any(
             p is not None and p < 0.05 and g > 0 for p, g in zip(corrected, known["gain"], strict=True)
         ):
             largest = percent(known["gain"].max(), signed=True)
             text = (
                 f"At the largest budget no arm is above the random encoder after correction for {len(known)} "
-                f"arms (largest gain "
-                f"{largest} points). Nothing about {label} may be concluded from this probe, the order of "
-                f"the arms least of all."
+                f"arms (largest gain {largest} points). Nothing about {label} may be concluded from this "
+                "probe, the order of the arms least of all."
             )
             found.append(Finding(f"No gain shown: {label}, {kind}", text, runs))
     return found
@@ -148,10 +149,9 @@ def _not_separable(evidence: Evidence) -> list[Finding]:
     width = ((known["high"] - known["low"]) / 2).median()
     text = (
         f"Of {len(known)} paired comparisons of arms at equal budget, {len(claimed)} survive Holm's "
-        f"correction within their "
-        f"label and probe. The median half-width of the intervals is {percent(width)} points: smaller true "
-        f"differences cannot "
-        "be told from none here, and an interval that holds 0 does not show that arms are equal."
+        "correction within their label and probe. The median half-width of the intervals is "
+        f"{percent(width)} points: smaller true differences cannot be told from none here, and an interval "
+        "that holds 0 does not show that arms are equal."
     )
     topic = "Arms are not separable" if claimed.empty else "Most comparisons of arms say nothing"
     return [Finding(topic, text)] if len(claimed) <= len(known) / 2 else []
@@ -168,11 +168,9 @@ def _teaching(evidence: Evidence) -> list[Finding]:
             continue
         text = (
             f"In {len(passed)} of {len(group)} teacher-student pairs the student is above its teacher beyond "
-            f"the interval; in "
-            f"{len(led)} of those it is also above the pixel arm at equal FLOPs and size (intervals not "
-            f"corrected). A student has "
-            "its teacher's compute below it: without that lead, more FLOPs explain it as well as teaching "
-            "does."
+            f"the interval; in {len(led)} of those it is also above the pixel arm at equal FLOPs and size "
+            "(intervals not corrected). A student has its teacher's compute below it: without that lead, "
+            "more FLOPs explain it as well as teaching does."
         )
         runs = tuple(dict.fromkeys(run for ids in passed["run_ids"] for run in ids))
         found.append(Finding(f"Passing a teacher is not yet teaching: {label}, {kind}", text, runs))
@@ -194,11 +192,9 @@ def _controls(table: pd.DataFrame) -> list[Finding]:
     worst = off.loc[off["accuracy"].idxmax()]
     text = (
         f"{len(off)} of {len(rows)} controls (shuffled or single frames) are above chance by more than "
-        f"{CONTROL_ERRORS:g} "
-        f"standard errors of their clips, at most {percent(worst['accuracy'])} % ({worst['label']}, "
-        f"{worst['kind']}, "
-        f"{worst['frames']}) against {percent(worst['chance'])} %: what these probes read is in part not the "
-        f"order of frames."
+        f"{CONTROL_ERRORS:g} standard errors of their clips, at most {percent(worst['accuracy'])} % "
+        f"({worst['label']}, {worst['kind']}, {worst['frames']}) against {percent(worst['chance'])} %: what "
+        "these probes read is in part not the order of frames."
     )
     return [Finding("A label leaks without order", text, tuple(dict.fromkeys(off["run_id"])))]
 
@@ -225,9 +221,8 @@ def _saturated(evidence: Evidence) -> list[Finding]:
         if share > SATURATED_SHARE:
             text = (
                 f"The random encoder reaches {percent(random['accuracy'].mean())} %, {100 * share:.0f} % of "
-                f"the way from chance to the "
-                f"supervised {percent(ceiling)} %. The probe itself does most of the work, and little is "
-                f"left for pretraining to show."
+                f"the way from chance to the supervised {percent(ceiling)} %. The probe itself does most of "
+                "the work, and little is left for pretraining to show."
             )
             found.append(
                 Finding(f"Little headroom: {label}, {kind}", text, (*random["run_id"], *supervised["run_id"]))
@@ -245,9 +240,8 @@ def _below_raw(evidence: Evidence) -> list[Finding]:
         if here["mean"].notna().any() and here["mean"].max() < row.accuracy:
             text = (
                 f"Raw pixels, unprocessed, reach {percent(row.accuracy)} %, more than every pretrained "
-                f"encoder (at most "
-                f"{percent(here['mean'].max())} %). With this probe the encoders have lost something that "
-                f"the pixels hold."
+                f"encoder (at most {percent(here['mean'].max())} %). With this probe the encoders have lost "
+                "something that the pixels hold."
             )
             found.append(Finding(f"Below raw pixels: {row.label}, {row.kind}", text, (row.run_id,)))
     return found
@@ -261,10 +255,9 @@ def _seeds(evidence: Evidence) -> Finding | None:
         return None
     low, high = int(counts.min()), int(counts.max())
     text = (
-        f"{low if low == high else f'{low} to {high}'} seeds per configuration. Student's t intervals over "
-        f"so few rest on the "
-        "assumption that seeds are normally distributed, which cannot be checked; one seed gives no interval "
-        "at all."
+        f"Seeds per configuration: {low if low == high else f'{low} to {high}'}. Student's t intervals over "
+        "so few rest on the assumption that seeds are normally distributed, which cannot be checked; one "
+        "seed gives no interval at all."
     )
     return Finding("Few seeds", text)
 
@@ -279,9 +272,8 @@ def _clips(evidence: Evidence) -> Finding | None:
     )
     text = (
         "All encoders are scored on the same report clips, and the intervals hold seeds only. Other clips "
-        "would move a single "
-        f"accuracy by up to {percent(margin)} points (95 %, binomial), beside what the seeds show; "
-        f"differences by less."
+        f"would move a single accuracy by up to {percent(margin)} points (95 %, binomial), beside what the "
+        "seeds show; differences by less."
     )
     return Finding("One set of report clips", text)
 
@@ -295,8 +287,8 @@ def _selection(evidence: Evidence) -> Finding | None:
     counts = ", ".join(f"{arm} {number}" for arm, number in by_budget.items())
     text = (
         f"Configurations tried per budget: {counts}. The frontier takes the best mean on the report clips, "
-        f"which favours the arm "
-        "with more tries; comparisons of arms use the choice on the selection clips instead."
+        "which favours the arm with more tries; comparisons of arms use the choice on the selection clips "
+        "instead."
     )
     return Finding("The frontier is a maximum", text)
 
@@ -308,9 +300,9 @@ def _repeats(table: pd.DataFrame) -> Finding | None:
         return None
     worst = rows.loc[rows["epochs"].idxmax()]
     text = (
-        f"Up to {most:.1f} epochs over {int(worst['unique_clips']):,} clips ({worst['config']}). Arms whose "
-        f"step is cheaper see "
-        "each clip more often at equal FLOPs, so compute and repetition are not told apart."
+        f"Up to {most:.2f} epochs over {int(worst['unique_clips']):,} clips ({worst['config']}). Arms whose "
+        "step is cheaper see each clip more often at equal FLOPs, so compute and repetition are not told "
+        "apart."
     )
     return Finding("Data repeat", text, (worst["run_id"],))
 
@@ -321,13 +313,13 @@ def _scale(table: pd.DataFrame) -> Finding | None:
     if rows.empty:
         return None
     data = ", ".join(sorted({str(name) for name in table["data"].dropna()}))
+    sizes = " to ".join(
+        f"{int(value):,}" for value in sorted({rows["parameters"].min(), rows["parameters"].max()})
+    )
     text = (
         f"Budgets {flops_text(rows['total_flops'].min())} to {flops_text(rows['total_flops'].max())} FLOPs, "
-        f"encoders of "
-        f"{int(rows['parameters'].min()):,} to {int(rows['parameters'].max()):,} parameters, one training "
-        f"list ({data}), one recipe "
-        "per arm. No law is fitted and nothing is said outside this range: an order of arms here is no "
-        "forecast for larger ones."
+        f"encoders of {sizes} parameters, one training list ({data}), one recipe per arm. No law is fitted "
+        "and nothing is said outside this range: an order of arms here is no forecast for larger ones."
     )
     return Finding("Small scale, one data set", text)
 

@@ -357,9 +357,8 @@ def _refuse_duplicates(table: pd.DataFrame) -> None:
             )
             raise UserError(
                 f"{len(twice)} rows of this plan are there more than once ({'; '.join(shown[:4])}): let only "
-                f"one cell "
-                "and one probe suite of the study file ask for each of them, and plan again (finished runs "
-                "are kept)"
+                "one cell and one probe suite of the study file ask for each of them, and plan again "
+                "(finished runs are kept)"
             )
 
 

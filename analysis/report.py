@@ -188,9 +188,8 @@ def _probe_clips(table: pd.DataFrame) -> list[tuple[float, str]]:
 def _convention(name: str) -> str:
     known = {
         "matmul": "matmul: a multiply-add is 2 FLOPs; matrix products, patch embedding and attention; "
-        "backward is twice forward "
-        "for trained parts; the frozen or EMA teacher's forward passes are inside; recomputation and probes "
-        "are not"
+        "backward is twice forward for trained parts; the frozen or EMA teacher's forward passes are "
+        "inside; recomputation and probes are not"
     }
     return known.get(name, name)
 
@@ -201,12 +200,10 @@ def _ran(table: pd.DataFrame) -> str:
     done, wanted = int((cells["state"] == "done").sum()), len(cells)
     return (
         f"{cells['cell_id'].nunique()} cells, {table['run_id'].nunique()} runs "
-        f"({table.loc[table['role'] == 'teacher', 'run_id'].nunique()} "
-        f"of them teachers only). {len(runs)} runs finished, {flops_text(runs['own_flops'].sum())} FLOPs of "
-        f"training with each run counted "
-        f"once, {runs['train_wall_s'].sum():,.0f} s of training and {runs['probe_wall_s'].sum():,.0f} s of "
-        f"probes, summed over processes. "
-        f"{done} of {wanted} scores of cells are there."
+        f"({table.loc[table['role'] == 'teacher', 'run_id'].nunique()} of them teachers only). {len(runs)} "
+        f"runs finished, {flops_text(runs['own_flops'].sum())} FLOPs of training with each run counted once, "
+        f"{runs['train_wall_s'].sum():,.0f} s of training and {runs['probe_wall_s'].sum():,.0f} s of probes, "
+        f"summed over processes. {done} of {wanted} scores of cells are there."
     )
 
 
@@ -215,9 +212,8 @@ def _method(table: pd.DataFrame) -> list[tuple[str, str]]:
         (
             "Frontier",
             "Per arm, label and probe: configurations whose mean accuracy over seeds no other reaches with "
-            "at most its FLOPs. "
-            "Realised FLOPs within 1 % of the budget count as the budget. Exact; ties stay together; missing "
-            "values take no part.",
+            "at most its FLOPs. Realised FLOPs within 1 % of the budget count as the budget. Exact; ties "
+            "stay together; missing values take no part.",
         ),
         (
             "Intervals",
@@ -231,8 +227,8 @@ def _method(table: pd.DataFrame) -> list[tuple[str, str]]:
         ),
         (
             "Choice",
-            "Where an arm has several configurations, comparisons use the one that is best on the selection "
-            "clips, never on the report clips.",
+            "Where an arm has several configurations, comparisons use the one that is best on the "
+            "selection clips, never on the report clips.",
         ),
         ("Chance", "The share of the most frequent class of the report clips."),
         (
@@ -242,7 +238,7 @@ def _method(table: pd.DataFrame) -> list[tuple[str, str]]:
         ),
         (
             "Total FLOPs",
-            f"The run's own training, its teacher's forward passes, and its teacher's training as charged "
+            "The run's own training, its teacher's forward passes, and its teacher's training as charged "
             f"(`{table['charge'].iloc[0]}`).",
         ),
     ]
@@ -277,8 +273,8 @@ def _pareto_image(configs: pd.DataFrame, figures: Path) -> Image:
 def _weak_image(figures: Path) -> Image:
     return Image(
         _read_png(figures / "weak-teacher.png"),
-        "Student accuracy against the accuracy of its teacher, one panel per label and probe; numbers are in "
-        "the table below.",
+        "Student accuracy against the accuracy of its teacher, one panel per label and probe; numbers are "
+        "in the table below.",
         "Every student run against its own teacher. Above the dashed line the student has passed its "
         "teacher.",
     )

@@ -70,7 +70,7 @@ def frontier_table(configs: pd.DataFrame, only_frontier: bool = True) -> Table:
                 flops(row.budget_flops),
                 flops(row.flops),
                 percent(row.mean),
-                f"{percent(row.minimum)} to {percent(row.maximum)}",
+                _range(row),
                 interval(row.low, row.high),
                 _seeds(row.n, row.n_lost),
                 percent(row.gain, signed=True),
@@ -92,6 +92,11 @@ def frontier_table(configs: pd.DataFrame, only_frontier: bool = True) -> Table:
         lines,
         runs,
     )
+
+
+def _range(row: Any) -> str:
+    """Lowest to highest seed; a single seed has no range."""
+    return f"{percent(row.minimum)} to {percent(row.maximum)}" if row.n > 1 else MISSING
 
 
 def _seeds(n: Any, lost: Any) -> str:
@@ -136,10 +141,9 @@ def control_table(table: pd.DataFrame) -> Table:
         "supervised",
     )
     caption = (
-        "Accuracy in %: mean (lowest to highest; number of scores). Chance is the most frequent class of the "
-        "report "
-        "clips. Raw pixels are taken as they are, unprocessed. Supervised: only on the label it was trained "
-        "for."
+        "Accuracy in %: mean (lowest to highest; number of scores). Chance is the most frequent class of "
+        "the report clips. Raw pixels are taken as they are, unprocessed. Supervised: only on the label it "
+        "was trained for."
     )
     return Table(caption, headers, lines, runs)
 
@@ -164,7 +168,7 @@ def weak_teacher_table(cells: pd.DataFrame) -> Table:
             row.student,
             percent(row.teacher_mean),
             percent(row.mean),
-            f"{percent(row.minimum)} to {percent(row.maximum)}",
+            _range(row),
             _seeds(row.n, row.n_lost),
             percent(row.gap, signed=True),
             interval(row.gap_low, row.gap_high, signed=True),
@@ -193,9 +197,8 @@ def weak_teacher_table(cells: pd.DataFrame) -> Table:
         "95 % t interval",
     )
     caption = (
-        "Students beside their teachers. The pixel arm spends the same total on one encoder of the student's "
-        "size: without "
-        "a lead over it, being above the teacher is no evidence for distillation."
+        "Students beside their teachers. The pixel arm spends the same total on one encoder of the "
+        "student's size: without a lead over it, being above the teacher is no evidence for distillation."
     )
     return Table(caption, headers, lines, list(cells["run_ids"]))
 

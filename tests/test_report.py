@@ -169,7 +169,7 @@ def test_limits_follow_the_data(tmp_path: Path) -> None:
     assert "Little headroom: motion, attentive" in said
     assert "Headroom unknown: appearance" in said
     assert "Below raw pixels: motion, knn" in said
-    assert said["Few seeds"].startswith("3 seeds")
+    assert said["Few seeds"].startswith("Seeds per configuration: 3.")
     assert "Runs are missing" not in said
     assert "A label leaks without order" not in said
     assert "Data repeat" in said
