@@ -52,25 +52,44 @@ def load_artefact(run: RunDir, spec: RunSpec) -> tuple[Encoder, str, str]:
     tensors = load_file(run.artefact)
     digest = weights_sha256(tensors)
     if about.get("run_id") != run.run_id or about.get("step") != str(spec.steps):
-        raise RunFailed("teacher", f"{run.artefact} says {about}: it is not the artefact of run {run.run_id} at step {spec.steps}")
+        raise RunFailed(
+            "teacher",
+            f"{run.artefact} says {about}: it is not the artefact of run {run.run_id} at step {spec.steps}",
+        )
     if about.get("weights_sha256") != digest:
-        raise RunFailed("teacher", f"{run.artefact}: the weights do not match their hash; remove it and train the run again")
+        raise RunFailed(
+            "teacher",
+            f"{run.artefact}: the weights do not match their hash; remove it and train the run again",
+        )
     encoder = build_encoder(spec.model.encoder, spec.model, spec.clip, spec.seed)
     encoder.load_state_dict(tensors, strict=True)
     return encoder, str(about["branch"]), digest
 
 
-def load_teacher(store_run: RunDir, reference: TeacherRef, model: ModelSpec, clip: ClipSpec) -> tuple[Encoder, str]:
-    """The frozen teacher of a student and its weights' hash; its token grid and input must be the student's."""
+def load_teacher(
+    store_run: RunDir, reference: TeacherRef, model: ModelSpec, clip: ClipSpec
+) -> tuple[Encoder, str]:
+    """The frozen teacher of a student and its weights' hash; its tokens and input must be the student's."""
     from salt.learner import freeze
 
     if not store_run.spec.exists():
         raise RunFailed("teacher", f"teacher {reference.run_id} is not in the store {store_run.store}")
     spec = store_run.read_spec()
     if spec.steps != reference.step or spec.model.encoder != reference.encoder:
-        raise RunFailed("teacher", f"teacher {reference.run_id} has {spec.steps} steps and {spec.model.encoder}, not what its student was planned with: {reference}")
-    same = (spec.clip, spec.model.patch_px, spec.model.tubelet_frames) == (clip, model.patch_px, model.tubelet_frames)
+        raise RunFailed(
+            "teacher",
+            f"teacher {reference.run_id} has {spec.steps} steps and {spec.model.encoder}, "
+            f"not what its student was planned with: {reference}",
+        )
+    same = (spec.clip, spec.model.patch_px, spec.model.tubelet_frames) == (
+        clip,
+        model.patch_px,
+        model.tubelet_frames,
+    )
     if not same:
-        raise RunFailed("teacher", f"teacher {reference.run_id} reads other tokens than its student: clip, patch or tubelet differ")
+        raise RunFailed(
+            "teacher",
+            f"teacher {reference.run_id} reads other tokens than its student: clip, patch or tubelet differ",
+        )
     encoder, _, digest = load_artefact(store_run, spec)
     return freeze(encoder), digest

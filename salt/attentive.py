@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class AttentiveProbe(nn.Module):
-    """`blocks - 1` self-attention blocks on the frozen tokens, one query that attends to them, a linear classifier.
+    """`blocks - 1` self-attention blocks on the frozen tokens, a query that attends to them, a classifier.
 
     The layout is that of V-JEPA 2 (arXiv 2506.09985): residual to the query, layer norm, MLP with GELU.
     """
@@ -44,7 +44,9 @@ class AttentiveProbe(nn.Module):
             tokens = block(tokens, None)
         batch, n, width = tokens.shape
         split = (batch, n, 2, self.heads, width // self.heads)
-        k, v = self.kv(self.norm1(tokens)).view(split).permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, head width]
+        k, v = (
+            self.kv(self.norm1(tokens)).view(split).permute(2, 0, 3, 1, 4).unbind(0)
+        )  # [B, heads, N, head width]
         q = self.q(self.query).view(1, self.heads, 1, -1).expand(batch, -1, -1, -1)
         attended = F.scaled_dot_product_attention(q, k, v).reshape(batch, width)
         x = self.query + attended
@@ -96,7 +98,10 @@ def _fit(spec: ProbeSpec, vit: VitSpec, classes: int, train: Split, lr: float, d
     probe.to(device)
     matrices = [p for p in probe.parameters() if p.ndim >= 2]
     vectors = [p for p in probe.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": spec.attentive_weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": spec.attentive_weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     count, batch = len(train.labels), min(spec.attentive_batch_clips, len(train.labels))
     batches = count // batch

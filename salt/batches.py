@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class Batches:
     """Training batches of one run; any step can be asked for at any time."""
 
-    def __init__(self, frames: NDArray[np.uint8], clip: ClipSpec, model: ModelSpec, batch: int, seed: int) -> None:
+    def __init__(
+        self, frames: NDArray[np.uint8], clip: ClipSpec, model: ModelSpec, batch: int, seed: int
+    ) -> None:
         self.frames = frames  # uint8 [N, T, S, S, C]
         self.clip, self.model = clip, model
         self.batch, self.seed = batch, seed
@@ -53,7 +55,7 @@ def centre_crop(frames: NDArray[np.uint8], clip: ClipSpec) -> NDArray[Any]:
 
 
 def to_patches(crops: torch.Tensor, clip: ClipSpec, model: ModelSpec) -> torch.Tensor:
-    """uint8 [B, T, side, side, C] -> normalised patches, float32 [B, N, P], tokens time-major, channel fastest."""
+    """uint8 [B, T, side, side, C] -> normalised patches, float32 [B, N, P], time-major, channel fastest."""
     batch, frames, side, _, channels = crops.shape
     t, p = model.tubelet_frames, model.patch_px
     x = crops.view(batch, frames // t, t, side // p, p, side // p, p, channels)

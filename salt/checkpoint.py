@@ -29,13 +29,15 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def save(run: RunDir, step: int, tensors: dict[str, torch.Tensor], attempt: int, train_wall_s: float) -> None:
-    """Write a checkpoint after `step` steps; older ones go only when it is whole, all but the last before it."""
+    """Write a checkpoint after `step` steps; only when it is whole do older ones go, but for the last."""
     from safetensors.torch import save as encode
 
     data = encode({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     path = _path(run, step)
     write_atomically(path, data)
-    seal = Seal(step=step, sha256=hashlib.sha256(data).hexdigest(), attempt=attempt, train_wall_s=train_wall_s)
+    seal = Seal(
+        step=step, sha256=hashlib.sha256(data).hexdigest(), attempt=attempt, train_wall_s=train_wall_s
+    )
     write_atomically(path.with_suffix(".json"), pretty_json(seal))
     for old in _steps(run)[:-KEPT]:
         _path(run, old).with_suffix(".json").unlink()
@@ -45,8 +47,8 @@ def save(run: RunDir, step: int, tensors: dict[str, torch.Tensor], attempt: int,
 def load_newest(run: RunDir, warn: Any) -> tuple[Seal, dict[str, torch.Tensor]] | None:
     """The newest valid checkpoint, or None in a folder that never had one.
 
-    A damaged one is reported through `warn(message)` and the one before is taken. Damaged files and no valid one
-    raise `RunFailed`: training never starts again from step 0 unasked.
+    A damaged one is reported through `warn(message)` and the one before is taken. Damaged files and no
+    valid one raise `RunFailed`: training never starts again from step 0 unasked.
     """
     from safetensors.torch import load as decode
 
@@ -64,7 +66,11 @@ def load_newest(run: RunDir, warn: Any) -> tuple[Seal, dict[str, torch.Tensor]] 
             continue
         return seal, decode(data)
     if steps:
-        raise RunFailed("checkpoint", f"no valid checkpoint among {len(steps)} in {run.checkpoints}: move the folder away to start over")
+        raise RunFailed(
+            "checkpoint",
+            f"none of {len(steps)} checkpoints in {run.checkpoints} is valid: "
+            "move the folder away to start over",
+        )
     return None
 
 

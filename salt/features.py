@@ -40,10 +40,12 @@ def arrange_frames(crops: NDArray[np.uint8], frames: Frames, seed: int) -> NDArr
 def encode_clips(
     encoder: Encoder | None, crops: NDArray[np.uint8], clip: ClipSpec, model: ModelSpec, device: str
 ) -> torch.Tensor:
-    """Output tokens of all clips, float32 [n, N, D] on the CPU; without an encoder, the normalised patches."""
+    """Output tokens of all clips, float32 [n, N, D] on the CPU; without an encoder, normalised patches."""
     parts = []
     for start in range(0, len(crops), CHUNK):
-        patches = to_patches(torch.from_numpy(np.ascontiguousarray(crops[start : start + CHUNK])), clip, model)
+        patches = to_patches(
+            torch.from_numpy(np.ascontiguousarray(crops[start : start + CHUNK])), clip, model
+        )
         parts.append(patches if encoder is None else encoder(patches.to(device)).cpu())
     return torch.cat(parts)
 

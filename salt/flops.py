@@ -5,9 +5,9 @@ The convention, `matmul`:
 1. A multiply-add is 2 FLOPs. Counted are matrix products, the patch embedding and attention (scores and
    values); norms, activations, softmax, the optimiser and the EMA update are not.
 2. A transformer block on N tokens of width d with MLP width m: projections 8 N d^2 (query, key, value: 6,
-   output: 2), attention 4 N^2 d, MLP 4 N d m. Tokens are those really processed: each mask has its own visible count.
-3. Backward is twice forward for trained parts, but once for the patch embedding, whose input needs no gradient.
-4. The frozen or EMA teacher sees the whole clip once per clip and step, whatever the number of masks; no backward.
+   output: 2), attention 4 N^2 d, MLP 4 N d m. Tokens are those really processed, per mask.
+3. Backward is twice forward for trained parts, but once for the patch embedding: its input has no gradient.
+4. The frozen or EMA teacher sees the whole clip, once per clip and step for any number of masks; no backward.
 5. Recomputation is hardware cost and never counted. Probes are outside the budget and counted apart.
 
 `tests/test_flops.py` holds it equal, to the integer, to `torch.utils.flop_counter` on the meta device.

@@ -71,7 +71,8 @@ class Learner:
     def loss(self, patches: torch.Tensor, step: int, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Loss of a batch, patches [B, N, P], at `step`, which draws the masks."""
         if self.spec.arm == "supervised":
-            assert self.head is not None and labels is not None
+            assert self.head is not None
+            assert labels is not None
             return F.cross_entropy(self.head(self.encoder(patches).mean(dim=1)), labels)
         targets = self._targets(patches)  # [B, N, output width]
         masks = self._masks(len(patches), step)
@@ -98,8 +99,7 @@ class Learner:
             visible, target = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1])
             shapes.setdefault((visible.shape[1], target.shape[1]), []).append((visible, target))
         return [
-            (torch.cat([v for v, _ in same]), torch.cat([t for _, t in same]))
-            for same in shapes.values()
+            (torch.cat([v for v, _ in same]), torch.cat([t for _, t in same])) for same in shapes.values()
         ]
 
     def _masked_loss(
@@ -119,7 +119,9 @@ class Learner:
         """V-JEPA's average after a step: teacher <- momentum * teacher + (1 - momentum) * encoder."""
         if self.spec.arm == "vjepa":
             assert self.teacher is not None
-            torch._foreach_lerp_(list(self.teacher.parameters()), list(self.encoder.parameters()), 1 - momentum)
+            torch._foreach_lerp_(
+                list(self.teacher.parameters()), list(self.encoder.parameters()), 1 - momentum
+            )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All weights that a resumed run needs, by name."""
@@ -136,7 +138,9 @@ class Learner:
     def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restore `tensors()`, exactly: a missing, unexpected or misshapen name is an error."""
         own = self.tensors()
-        wrong = sorted(set(own) ^ set(tensors)) + [n for n in own if n in tensors and own[n].shape != tensors[n].shape]
+        wrong = sorted(set(own) ^ set(tensors)) + [
+            n for n in own if n in tensors and own[n].shape != tensors[n].shape
+        ]
         if wrong:
             raise ValueError(f"weights do not fit this run: {', '.join(wrong[:5])}")
         with torch.no_grad():

@@ -34,8 +34,11 @@ def draw_masks(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Visible and target token indices of one step: int64 [clips, visible] and [clips, target], ascending.
 
-    Tokens are numbered time-major: `(t * height + y) * width + x`. The clip at place i of the global batch gets the
-    same mask for any number of workers or ranks. Raises `UserError` if the blocks cannot meet the counts.
+    Tokens are numbered time-major: `(t * height + y) * width + x`. The clip at place i of the global batch
+    gets the same mask for any number of workers or ranks.
+
+    Raises:
+        UserError: the blocks cannot meet the counts.
     """
     import numpy as np
 
@@ -62,7 +65,9 @@ def draw_masks(
     return visible, target
 
 
-def _draw_blocks(rng: np.random.Generator, mask: MaskSpec, side: tuple[int, int], count: int) -> NDArray[np.bool_]:
+def _draw_blocks(
+    rng: np.random.Generator, mask: MaskSpec, side: tuple[int, int], count: int
+) -> NDArray[np.bool_]:
     """`count` unions of rectangles on the spatial grid, bool [count, height, width].
 
     The blocks of one mask share a size: area `scale` of the grid, aspect log-uniform. Every cell can be
@@ -82,13 +87,15 @@ def _draw_blocks(rng: np.random.Generator, mask: MaskSpec, side: tuple[int, int]
     columns = (x >= left[..., None]) & (x < (left + wide)[..., None])  # [count, blocks, width]
     # A product of 0/1 matrices counts the blocks over each cell.
     counts = rows.transpose(0, 2, 1).astype(np.float32) @ columns.astype(np.float32)
-    return counts > 0
+    covered: NDArray[np.bool_] = counts > 0
+    return covered
 
 
 def _accepted(blocks: NDArray[np.bool_], mask: MaskSpec, time: int) -> NDArray[np.bool_]:
     cells = blocks.sum(axis=(-2, -1))
     free = blocks.shape[-2] * blocks.shape[-1] - cells
-    return (cells * time >= mask.target_tokens) & (free * time >= mask.visible_tokens)
+    enough: NDArray[np.bool_] = (cells * time >= mask.target_tokens) & (free * time >= mask.visible_tokens)
+    return enough
 
 
 def _choose(order: NDArray[np.float64], allowed: NDArray[np.bool_], count: int) -> NDArray[np.int64]:

@@ -11,19 +11,21 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """Writer of one attempt. Lines are flushed as they are written."""
+    """Writer of one attempt, a context manager. Lines are flushed as they are written."""
 
     def __init__(self, path: Path, attempt: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed on exit
         if torn:  # a kill cut the last line: end it, so that ours starts on its own
             self._file.write("\n")
         self.attempt = attempt
 
     def write(self, step: int, **values: float | int | str | None) -> None:
         """One line; a number that is not finite is written as null, beside its name in `non_finite`."""
-        bad = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+        bad = [
+            name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)
+        ]
         clean = {name: None if name in bad else value for name, value in values.items()}
         line: dict[str, Any] = {"step": step, "attempt": self.attempt, **clean}
         if bad:
@@ -31,7 +33,10 @@ class Metrics:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

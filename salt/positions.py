@@ -31,8 +31,8 @@ def _angles(grid: Grid, width: int, base: float, scale: float = 1.0) -> torch.Te
 def rotary_table(grid: Grid, head_width: int, position: PositionSpec) -> torch.Tensor:
     """Unit complex numbers for `rotate`, complex64 [N, head_width / 2].
 
-    Neighbouring numbers of a head form pairs; the first 3 * (head_width // 6) pairs turn, a third of them by the
-    token's time, row and column each; the rest stays (angle 0).
+    Neighbouring numbers of a head form pairs; the first 3 * (head_width // 6) pairs turn, a third of them
+    by the token's time, row and column each; the rest stays (angle 0).
     """
     import torch
 

@@ -41,7 +41,9 @@ class Best(NamedTuple):
 
 def chosen_clips(spec: ProbeSpec, split: str, available: int) -> NDArray[np.int64]:
     """Which clips of a split are used: the same ones for every encoder. int64 [n]."""
-    wanted = {"train": spec.train_clips, "selection": spec.selection_clips, "report": spec.report_clips}[split]
+    wanted = {"train": spec.train_clips, "selection": spec.selection_clips, "report": spec.report_clips}[
+        split
+    ]
     if wanted > available:
         raise RunFailed("data", f"the probe wants {wanted} {split} clips and the list has {available}")
     return np.sort(generator(spec.seed, f"probe {split}").permutation(available)[:wanted])
@@ -55,7 +57,9 @@ def load_crops(spec: ProbeSpec, run: RunSpec, clips: Mapping[str, Clips]) -> dic
         chosen = chosen_clips(spec, split, len(source.frames))
         missing = [label for label in spec.labels if label not in source.columns]
         if missing:
-            raise RunFailed("data", f"the {split} list has no column {missing[0]!r}: it has {', '.join(source.columns)}")
+            raise RunFailed(
+                "data", f"the {split} list has no column {missing[0]!r}: it has {', '.join(source.columns)}"
+            )
         columns = {label: [source.columns[label][i] for i in chosen] for label in spec.labels}
         crops[split] = Crops(view(source.frames, chosen, run.clip), columns)
     return crops
@@ -72,7 +76,7 @@ def run_probes(
     clips: Mapping[str, Clips],
     device: str,
 ) -> ProbeResult:
-    """All scores of one suite on one encoder (None: raw pixels). Features are computed once for each `frames`."""
+    """All scores of one suite on one encoder (None: raw pixels); features are computed once per `frames`."""
     began = time.perf_counter()
     crops = load_crops(spec, run, clips)
     if encoder is not None:
@@ -80,7 +84,9 @@ def run_probes(
     scores = []
     for frames in spec.frames:
         tokens = {
-            split: encode_clips(encoder, arrange_frames(crops[split].pixels, frames, spec.seed), run.clip, run.model, device)
+            split: encode_clips(
+                encoder, arrange_frames(crops[split].pixels, frames, spec.seed), run.clip, run.model, device
+            )
             for split in SPLITS
         }
         vectors = {split: pooled(tokens[split], flatten=encoder is None) for split in SPLITS}
@@ -111,7 +117,9 @@ def run_probes(
         encoder_sha256=encoder_sha256,
         branch="raw" if encoder is None else "ema" if branch == "ema" else "student",
         scores=tuple(scores),
-        feature_flops=0 if encoder is None else clips_encoded * encode_flops(run.model.encoder, run.model, run.clip),
+        feature_flops=0
+        if encoder is None
+        else clips_encoded * encode_flops(run.model.encoder, run.model, run.clip),
         wall_s=round(time.perf_counter() - began, 3),
     )
 
@@ -123,8 +131,13 @@ def _class_numbers(label: str, crops: dict[str, Crops]) -> tuple[dict[str, NDArr
     for split in SPLITS:
         unknown = sorted(set(crops[split].columns[label]) - set(names))
         if unknown:
-            raise RunFailed("data", f"label {label}: class {unknown[0]!r} of the {split} clips is not among the training clips")
-    return {split: np.array([number[name] for name in crops[split].columns[label]]) for split in SPLITS}, len(names)
+            raise RunFailed(
+                "data",
+                f"label {label}: class {unknown[0]!r} of the {split} clips is not among the training clips",
+            )
+    return {split: np.array([number[name] for name in crops[split].columns[label]]) for split in SPLITS}, len(
+        names
+    )
 
 
 def _score(
@@ -141,13 +154,16 @@ def _score(
         return linear_probe(spec, classes, vectors, numbers)
     if kind == "knn":
         return neighbour_probe(spec, vectors, numbers)
-    splits = [Split(tokens[split], torch.from_numpy(numbers[split])) for split in SPLITS]
-    score = attentive_probe(spec, run.model.encoder, classes, *splits, device=device)
+    train, selection, report = (Split(tokens[split], torch.from_numpy(numbers[split])) for split in SPLITS)
+    score = attentive_probe(spec, run.model.encoder, classes, train, selection, report, device)
     return Best(score.accuracy, score.selection_accuracy, {"lr": score.lr}, score.flops)
 
 
 def linear_probe(
-    spec: ProbeSpec, classes: int, vectors: Mapping[str, NDArray[np.float32]], numbers: Mapping[str, NDArray[np.int64]]
+    spec: ProbeSpec,
+    classes: int,
+    vectors: Mapping[str, NDArray[np.float32]],
+    numbers: Mapping[str, NDArray[np.int64]],
 ) -> Best:
     """Ridge regression on one-hot classes; the penalty is chosen on the selection split.
 
@@ -166,7 +182,11 @@ def linear_probe(
     n, d = scaled["train"].shape
     small = min(n, d)
     evaluated = len(spec.ridge_penalties) * len(numbers["selection"]) + len(numbers["report"])
-    flops = 2 * n * d * small + len(spec.ridge_penalties) * (small**3 // 3 + 2 * small**2 * classes) + 2 * evaluated * d * classes
+    flops = (
+        2 * n * d * small
+        + len(spec.ridge_penalties) * (small**3 // 3 + 2 * small**2 * classes)
+        + 2 * evaluated * d * classes
+    )
     accuracy = float(best[2].score(scaled["report"], numbers["report"]))
     return Best(accuracy, best[0], {"penalty": best[1]}, flops)
 
@@ -174,13 +194,15 @@ def linear_probe(
 def neighbour_probe(
     spec: ProbeSpec, vectors: Mapping[str, NDArray[np.float32]], numbers: Mapping[str, NDArray[np.int64]]
 ) -> Best:
-    """Majority of the k nearest training clips by cosine of standardised features; k chosen on the selection split."""
+    """Majority of the k nearest training clips, cosine of standardised features; k chosen on `selection`."""
     from sklearn.neighbors import KNeighborsClassifier
 
     scaled = _standardised(vectors)
     best: tuple[float, int, KNeighborsClassifier] | None = None
     for k in spec.neighbours:
-        model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(scaled["train"], numbers["train"])
+        model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(
+            scaled["train"], numbers["train"]
+        )
         score = float(model.score(scaled["selection"], numbers["selection"]))
         if best is None or score > best[0]:
             best = (score, k, model)
@@ -191,7 +213,7 @@ def neighbour_probe(
     return Best(accuracy, best[0], {"neighbours": float(best[1])}, 2 * evaluated * n * d)
 
 
-def _standardised(vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """Each feature with the training split's mean and deviation."""
+def _standardised(vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float64]]:
+    """Standardised by the training split. float64: the features of one encoder are nearly collinear."""
     mean, deviation = vectors["train"].mean(axis=0), vectors["train"].std(axis=0) + 1e-6
-    return {split: (values - mean) / deviation for split, values in vectors.items()}
+    return {split: ((values - mean) / deviation).astype(np.float64) for split, values in vectors.items()}

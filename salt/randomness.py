@@ -17,7 +17,7 @@ STUDENT_STREAM = 1 << 31
 def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
     """A numpy generator for (seed, purpose, index...): the same arguments give the same stream.
 
-    There is no hidden state: the numbers of step 1000 do not depend on the steps before it, nor on workers or ranks.
+    There is no hidden state: the numbers of step 1000 depend on no step before it, nor on workers or ranks.
     """
     import numpy as np
 

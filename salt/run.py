@@ -74,7 +74,14 @@ def _execute(
     if spec.arm != "raw" and not run.artefact.exists():
         from salt.train import train
 
-        trained = train(spec, run, _clips(run.store, spec, spec.data.fingerprint, execution, opened), execution, attempt, warn)
+        trained = train(
+            spec,
+            run,
+            _clips(run.store, spec, spec.data.fingerprint, execution, opened),
+            execution,
+            attempt,
+            warn,
+        )
         write_atomically(run.path / "trained.json", pretty_json(trained))
     probe_wall_s = 0.0
     encoder: Encoder | None = None
@@ -92,7 +99,9 @@ def _execute(
         began = time.perf_counter()
         for data in (probe.train, probe.selection, probe.report):
             _clips(run.store, spec, data.fingerprint, execution, opened)
-        result = run_probes(probe, probe_id, spec, run.run_id, encoder, branch, digest, opened, execution.device)
+        result = run_probes(
+            probe, probe_id, spec, run.run_id, encoder, branch, digest, opened, execution.device
+        )
         write_atomically(run.probe(probe_id), pretty_json(result))
         probe_wall_s += time.perf_counter() - began
     if not run.result.exists():
@@ -100,7 +109,9 @@ def _execute(
     run.error.unlink(missing_ok=True)
 
 
-def _finish(run: RunDir, planned: PlannedRun, trained: Mapping[str, Any], attempt: int, probe_wall_s: float) -> None:
+def _finish(
+    run: RunDir, planned: PlannedRun, trained: Mapping[str, Any], attempt: int, probe_wall_s: float
+) -> None:
     spec = planned.spec
     seen = spec.steps * spec.optim.batch_clips
     result = RunResult(
@@ -130,18 +141,26 @@ def _read_trained(run: RunDir) -> dict[str, Any]:
     return found
 
 
-def _clips(store: Path, spec: RunSpec, fingerprint: str, execution: ExecSpec, opened: dict[str, Clips]) -> Clips:
+def _clips(
+    store: Path, spec: RunSpec, fingerprint: str, execution: ExecSpec, opened: dict[str, Clips]
+) -> Clips:
     """The decoded clips of a list, opened once."""
     from salt.clips import open_clips
 
     if fingerprint not in opened:
         if fingerprint not in execution.lists:
-            raise RunFailed("data", f"no list with the fingerprint {fingerprint} is known here: make the plan again where the lists are")
+            raise RunFailed(
+                "data",
+                f"no list with the fingerprint {fingerprint} is known here: plan again where the lists are",
+            )
         opened[fingerprint] = open_clips(
             Path(execution.lists[fingerprint]), spec.clip, store / "cache", workers=execution.decode_workers
         )
         if opened[fingerprint].fingerprint != fingerprint:
-            raise RunFailed("data", f"{execution.lists[fingerprint]} has changed since the plan was made: restore it, or plan again")
+            raise RunFailed(
+                "data",
+                f"{execution.lists[fingerprint]} has changed since the plan: restore it, or plan again",
+            )
     return opened[fingerprint]
 
 
@@ -149,7 +168,9 @@ def _begin(run: RunDir, spec: RunSpec) -> int:
     """Write spec and provenance; returns the number of this attempt, from 1."""
     if run.spec.exists():
         if run.read_spec() != spec:
-            raise RunFailed("code", f"{run.spec} is not the spec of run {run.run_id}: the store was edited by hand")
+            raise RunFailed(
+                "code", f"{run.spec} is not the spec of run {run.run_id}: the store was edited by hand"
+            )
     else:
         write_atomically(run.spec, pretty_json(spec))
     environment = Environment()

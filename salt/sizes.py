@@ -60,10 +60,12 @@ def check_vit(vit: VitSpec, where: str, rope: bool) -> list[str]:
     if vit.width % vit.heads:
         problems.append(f"{where}: {vit.heads} heads do not divide the width {vit.width}")
     elif rope and vit.width // vit.heads % 2:
-        problems.append(f"{where}: head width {vit.width // vit.heads} is odd; rotary positions turn pairs of numbers")
+        problems.append(
+            f"{where}: head width {vit.width // vit.heads} is odd; rotary positions turn pairs of numbers"
+        )
     elif rope and vit.width // vit.heads < 6:
         problems.append(
-            f"{where}: head width {vit.width // vit.heads} is below 6, the least that 3-D rotary positions can turn"
+            f"{where}: head width {vit.width // vit.heads} is below 6, the least for 3-D rotary positions"
         )
     return problems
 
@@ -71,16 +73,22 @@ def check_vit(vit: VitSpec, where: str, rope: bool) -> list[str]:
 def check_model(model: ModelSpec, clip: ClipSpec, masks: tuple[MaskSpec, ...]) -> list[str]:
     """Every reason why this model cannot be built on this clip, empty when it can."""
     rope = model.position.rope
-    problems = check_vit(model.encoder, "model.encoder", rope) + check_vit(model.predictor, "model.predictor", rope)
+    problems = check_vit(model.encoder, "model.encoder", rope) + check_vit(
+        model.predictor, "model.predictor", rope
+    )
     if clip.crop_px % model.patch_px:
         problems.append(
             f"clip.crop_px {clip.crop_px} is not a multiple of model.patch_px {model.patch_px}: "
             f"use {clip.crop_px // model.patch_px * model.patch_px or model.patch_px}"
         )
     if clip.frames % model.tubelet_frames:
-        problems.append(f"clip.frames {clip.frames} is not a multiple of model.tubelet_frames {model.tubelet_frames}")
+        problems.append(
+            f"clip.frames {clip.frames} is not a multiple of model.tubelet_frames {model.tubelet_frames}"
+        )
     if clip.crop_px > clip.store_px:
-        problems.append(f"clip.crop_px {clip.crop_px} is larger than the stored clip, clip.store_px {clip.store_px}")
+        problems.append(
+            f"clip.crop_px {clip.crop_px} is larger than the stored clip, clip.store_px {clip.store_px}"
+        )
     if problems:
         return problems
     for index, mask in enumerate(masks):
@@ -98,7 +106,7 @@ def check_mask(mask: MaskSpec, token_grid: tuple[int, int, int], where: str) -> 
     total = time * height * width
     if mask.visible_tokens + mask.target_tokens > total:
         return [
-            f"{where}: {mask.visible_tokens} visible and {mask.target_tokens} target tokens do not fit in the "
+            f"{where}: {mask.visible_tokens} visible and {mask.target_tokens} target tokens do not fit the "
             f"{time}x{height}x{width} grid of {total}"
         ]
     if mask.aspect_min > mask.aspect_max:

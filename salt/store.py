@@ -1,9 +1,9 @@
 """The run store: files are the database.
 
-    <store>/plans/<name>/{study.yaml, plan.jsonl, costs.csv}
-    <store>/runs/<id[:2]>/<id>/{spec.json, env.json, claim, metrics.jsonl, ckpt/, artefact.safetensors,
-                                probes/<probe_id>.json, error.json, result.json}
-    <store>/cache/       disposable: decoded clips
+<store>/plans/<name>/{study.yaml, plan.jsonl, costs.csv}
+<store>/runs/<id[:2]>/<id>/{spec.json, env.json, claim, metrics.jsonl, ckpt/, artefact.safetensors,
+                            probes/<probe_id>.json, error.json, result.json}
+<store>/cache/       disposable: decoded clips
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from typing import TypeVar
 import msgspec
 
 from salt.errors import UserError
-from salt.specs import Cell, ExecSpec, Plan, PlannedRun, ProbeResult, ProbeSpec, RunError, RunResult, RunSpec, Spec
+from salt.specs import (
+    Cell,
+    ExecSpec,
+    Plan,
+    PlannedRun,
+    ProbeResult,
+    ProbeSpec,
+    RunError,
+    RunResult,
+    RunSpec,
+    Spec,
+)
 
 T = TypeVar("T")
 
@@ -144,7 +155,10 @@ def read_plan(store: Path, name: str) -> Plan:
     """Read `plans/<name>/plan.jsonl`; a bad line is an error that gives its number."""
     path = plan_dir(store, name) / "plan.jsonl"
     if not path.exists():
-        raise UserError(f"no plan {name!r} in {store}: have {', '.join(plan_names(store)) or 'none'}; make one with `salt-sweep plan STUDY.yaml`")
+        raise UserError(
+            f"no plan {name!r} in {store}: have {', '.join(plan_names(store)) or 'none'}; "
+            "make one with `salt-sweep plan STUDY.yaml`"
+        )
     header: PlanHeader | None = None
     probes: dict[str, ProbeSpec] = {}
     runs: list[PlannedRun] = []

@@ -59,54 +59,56 @@ def train(
         start, earlier_wall_s = seal.step, seal.train_wall_s
 
     began = time.perf_counter()
-    metrics = Metrics(run.metrics, attempt)
     first_bad = torch.full((), -1, device=device)  # first step whose loss or gradient was not finite
     loss = None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     limit = math.inf if spec.optim.clip_norm is None else spec.optim.clip_norm
 
-    for step in range(start, spec.steps):
-        rate = learning_rate(spec.optim, step, spec.steps)
-        decay = weight_decay(spec.optim, step, spec.steps)
-        set_schedule(optimizer, rate, decay)
+    with Metrics(run.metrics, attempt) as metrics:
+        for step in range(start, spec.steps):
+            rate = learning_rate(spec.optim, step, spec.steps)
+            decay = weight_decay(spec.optim, step, spec.steps)
+            set_schedule(optimizer, rate, decay)
 
-        patches = batches(step).to(device)
-        targets = None if labels is None else labels[batches.indices(step)].to(device)
-        loss = learner.loss(patches, step, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        optimizer.step()
-        momentum = ema_momentum(spec.objective, step, spec.steps)
-        learner.update_teacher(momentum)
+            patches = batches(step).to(device)
+            targets = None if labels is None else labels[batches.indices(step)].to(device)
+            loss = learner.loss(patches, step, targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            optimizer.step()
+            momentum = ema_momentum(spec.objective, step, spec.steps)
+            learner.update_teacher(momentum)
 
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
-        first_bad = torch.where((first_bad < 0) & ~finite, step, first_bad)
-        done = step + 1
-        logs = done % execution.log_every_steps == 0 or done == spec.steps
-        saves = done % execution.checkpoint_every_steps == 0 and done < spec.steps
-        if not (logs or saves):
-            continue
-        wall_s = earlier_wall_s + time.perf_counter() - began
-        if logs:
-            metrics.write(
-                done,
-                loss=loss.item(),
-                grad_norm=norm.item(),
-                lr=rate,
-                weight_decay=decay,
-                ema_momentum=momentum if spec.arm == "vjepa" else None,
-                flops=done * step_flops,
-                wall_s=round(wall_s, 3),
-            )
-        if first_bad >= 0:  # before any save: a poisoned checkpoint never replaces a good one
-            metrics.close()
-            raise RunFailed("diverged", f"loss or gradient not finite at step {int(first_bad)} of {spec.steps}; the last good checkpoint stays")
-        if saves:
-            state = {**learner.tensors(), **optimizer_tensors(optimizer)}
-            checkpoint.save(run, done, state, attempt, wall_s)
+            finite = torch.isfinite(loss) & torch.isfinite(norm)
+            first_bad = torch.where((first_bad < 0) & ~finite, step, first_bad)
+            done = step + 1
+            logs = done % execution.log_every_steps == 0 or done == spec.steps
+            saves = done % execution.checkpoint_every_steps == 0 and done < spec.steps
+            if not (logs or saves):
+                continue
+            wall_s = earlier_wall_s + time.perf_counter() - began
+            if logs:
+                metrics.write(
+                    done,
+                    loss=loss.item(),
+                    grad_norm=norm.item(),
+                    lr=rate,
+                    weight_decay=decay,
+                    ema_momentum=momentum if spec.arm == "vjepa" else None,
+                    flops=done * step_flops,
+                    wall_s=round(wall_s, 3),
+                )
+            if first_bad >= 0:  # before any save: a poisoned checkpoint never replaces a good one
+                raise RunFailed(
+                    "diverged",
+                    f"loss or gradient not finite at step {int(first_bad)} of {spec.steps}; "
+                    "the last good checkpoint stays",
+                )
+            if saves:
+                state = {**learner.tensors(), **optimizer_tensors(optimizer)}
+                checkpoint.save(run, done, state, attempt, wall_s)
 
-    metrics.close()
     if spec.arm == "salt":
         assert learner.teacher is not None
         if weights_sha256(learner.teacher.state_dict()) != teacher_sha256:
@@ -147,7 +149,10 @@ def _label_numbers(spec: RunSpec, clips: Clips) -> torch.Tensor | None:
     if spec.arm != "supervised":
         return None
     if spec.label is None or spec.label not in clips.columns:
-        raise RunFailed("data", f"the supervised run wants the label {spec.label!r}; the list has {', '.join(clips.columns)}")
+        raise RunFailed(
+            "data",
+            f"the supervised run wants the label {spec.label!r}; the list has {', '.join(clips.columns)}",
+        )
     column = clips.columns[spec.label]
     number = {name: place for place, name in enumerate(sorted(set(column)))}
     return torch.tensor([number[name] for name in column])

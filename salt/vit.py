@@ -40,7 +40,8 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(attended.transpose(1, 2).reshape(batch, n, width))
         # The exact GELU, as V-JEPA; on a CPU it is also 2.7 times faster than the tanh form.
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        output: torch.Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return output
 
 
 class Trunk(nn.Module):
@@ -102,6 +103,7 @@ def initialise(module: nn.Module, kind: str, random: torch.Generator) -> None:
     trunks = [part for part in module.modules() if isinstance(part, Trunk)]
     for trunk in trunks:
         for layer, block in enumerate(trunk.blocks, start=1):
+            assert isinstance(block, Block)
             with torch.no_grad():
                 block.proj.weight.div_(math.sqrt(2 * layer))
                 block.fc2.weight.div_(math.sqrt(2 * layer))

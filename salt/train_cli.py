@@ -1,0 +1,191 @@
+"""`salt-train`: train one run in this process, and show what a run did."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from salt import __version__
+from salt.errors import UserError
+from salt.specs import ExecSpec, PlannedRun, ProbeSpec, RunSpec, spec_id
+from salt.store import RunDir, choose_plan, plan_names, read_plan, store_path
+
+_EXAMPLES = """examples:
+  salt-train run 3f2a --plan miniature             train and probe a run of a plan (an id, or its beginning)
+  salt-train run spec.json --list clips/train.csv  train a run from a spec file, as in <run>/spec.json
+  salt-train show 3f2a                             steps, loss, probes and errors of a run
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `salt-train` with these arguments; the exit code."""
+    arguments = _parser().parse_args(list(argv))
+    store = store_path(arguments.store)
+    if arguments.command == "run":
+        return _run(arguments, store)
+    return _show(arguments, store)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="salt-train",
+        description="Train one run in this process, or show one. `salt-sweep submit` sends whole studies.",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    parser.add_argument("--version", action="version", version=f"salt {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="train and probe one run, from its newest checkpoint if it has one",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    run.add_argument(
+        "run", metavar="RUN", help="a run id of a plan (or its beginning), or the file of a run spec (.json)"
+    )
+    run.add_argument("--plan", help="the plan it is in (default: the newest of the store)")
+    run.add_argument("--list", type=Path, dest="list_path", help="for a spec file: the list of its videos")
+    run.add_argument("--threads", type=int, help="threads of this process (default: as planned)")
+    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: as planned)")
+    show = commands.add_parser("show", help="what a run is and did", epilog=_EXAMPLES, formatter_class=raw)
+    show.add_argument("run", metavar="RUN", help="a run id of the store, or its beginning")
+    for command in (run, show):
+        command.add_argument("--store", help="run store (default: $SALT_STORE, else ./salt-store)")
+        command.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, store: Path) -> int:
+    if arguments.run.endswith(".json"):
+        planned, probes, execution = _from_file(Path(arguments.run), arguments.list_path)
+    else:
+        planned, probes, execution = _from_plan(store, arguments.plan, arguments.run)
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise UserError(f"--threads {arguments.threads}: must be at least 1")
+        execution = msgspec.structs.replace(execution, threads=arguments.threads)
+    if arguments.device is not None:
+        execution = msgspec.structs.replace(execution, device=arguments.device)
+    run = RunDir(store, planned.run_id)
+    if not run.is_complete(planned.probe_ids):
+        from salt.claim import Claim, ClaimHeld
+        from salt.run import execute
+
+        try:
+            claim = Claim.acquire(run)
+        except ClaimHeld as held:
+            raise UserError(f"{held}: wait for it, or stop it") from held
+        with claim:
+            execute(store, planned, probes, execution)
+    else:
+        print(f"run {planned.run_id} is complete; nothing to do", file=sys.stderr)
+    _print(summary(run), arguments.json)
+    return 0
+
+
+def _from_plan(
+    store: Path, plan: str | None, prefix: str
+) -> tuple[PlannedRun, dict[str, ProbeSpec], ExecSpec]:
+    name = choose_plan(store, plan)
+    if plan is None:
+        print(f"plan: {name}", file=sys.stderr)
+    found = read_plan(store, name)
+    matches = [run for run in found.runs if run.run_id.startswith(prefix)]
+    if len(matches) != 1:
+        which = ", ".join(run.run_id for run in matches[:5]) or "none"
+        raise UserError(
+            f"run {prefix!r}: plan {name} must have exactly one run beginning so, it has {which}; "
+            f"see `salt-sweep status {name}`"
+        )
+    return matches[0], found.probes, found.execution
+
+
+def _from_file(path: Path, list_path: Path | None) -> tuple[PlannedRun, dict[str, ProbeSpec], ExecSpec]:
+    from salt.flops import run_cost
+    from salt.lists import data_spec, read_list
+    from salt.masks import check_masks
+    from salt.sizes import check_model, grid
+    from salt.store import read_json
+
+    if list_path is None:
+        raise UserError(f"{path}: a run from a spec file needs --list, the list of its videos")
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    spec = read_json(path, RunSpec)
+    problems = check_model(spec.model, spec.clip, spec.masks)
+    problems = problems or check_masks(spec.masks, grid(spec.model, spec.clip))
+    if problems:
+        raise UserError(f"{path}: " + "; ".join(problems))
+    data = data_spec(read_list(list_path), spec.data.name)
+    if data.fingerprint != spec.data.fingerprint:
+        raise UserError(
+            f"{list_path} has the fingerprint {data.fingerprint}, the spec wants {spec.data.fingerprint}: "
+            f"give the right list, or put the new fingerprint and {data.clips} clips into {path}"
+        )
+    planned = PlannedRun(run_id=spec_id(spec), role="student", spec=spec, cost=run_cost(spec), probe_ids=())
+    return planned, {}, ExecSpec(lists={data.fingerprint: str(list_path)})
+
+
+def _show(arguments: argparse.Namespace, store: Path) -> int:
+    prefix = arguments.run
+    matches = sorted(path.name for path in (store / "runs").glob("*/*") if path.name.startswith(prefix))
+    if len(matches) != 1:
+        plans = ", ".join(plan_names(store)) or "none"
+        which = ", ".join(matches[:5]) or "none"
+        raise UserError(
+            f"run {prefix!r}: {store} must have exactly one run beginning so, it has {which} (plans: {plans})"
+        )
+    _print(summary(RunDir(store, matches[0])), arguments.json)
+    return 0
+
+
+def summary(run: RunDir) -> dict[str, Any]:
+    """What a run is and did, as plain data."""
+    from salt.metrics import read_metrics
+
+    spec, result, error = run.read_spec(), run.read_result(), run.read_error()
+    rows = read_metrics(run.metrics)
+    probes = [run.read_probe(path.stem) for path in sorted(run.probes.glob("*.json"))]
+    scores = [score for probe in probes if probe is not None for score in probe.scores]
+    return {
+        "run_id": run.run_id,
+        "folder": str(run.path),
+        "arm": spec.arm,
+        "seed": spec.seed,
+        "steps": spec.steps,
+        "step": rows[-1]["step"] if rows else 0,
+        "loss": rows[-1].get("loss") if rows else None,
+        "done": result is not None,
+        "result": msgspec.to_builtins(result),
+        "error": msgspec.to_builtins(error),
+        "scores": [msgspec.to_builtins(score) for score in scores],
+    }
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+        sys.stdout.flush()
+        return
+    state = "done" if found["done"] else "not done"
+    print(
+        f"run {found['run_id']}: {found['arm']}, seed {found['seed']}, "
+        f"step {found['step']} of {found['steps']}, {state}"
+    )
+    print(f"folder: {found['folder']}")
+    if found["loss"] is not None:
+        print(f"last logged loss: {found['loss']:.4f}")
+    if found["error"] is not None:
+        print(f"error ({found['error']['kind']}): {found['error']['message']}")
+    for score in found["scores"]:
+        print(
+            f"{score['label']}, {score['kind']}, frames {score['frames']}: accuracy {score['accuracy']:.1%} "
+            f"(chance {score['chance']:.1%}, {score['n_report']} report clips)"
+        )
