@@ -30,7 +30,7 @@ from salt.lists import VideoList, data_spec, read_list
 from salt.progress import progress as shown_progress
 from salt.specs import ClipSpec, Spec
 from salt.store import pretty_json, write_atomically
-from salt.video import DecodedClip, VideoError, decode
+from salt.video import DecodedClip, VideoError, decode, decodes_a_frame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,9 +194,13 @@ def open_clips(
 def require_decodable(list_path: Path, clip: ClipSpec, workers: int = 2, limit_s: float = 60.0) -> VideoList:
     """The list, if one of its files at least gives a clip; decodes until the first that does, writes nothing.
 
+    A first file that shows a frame ends the search in milliseconds; else every file is tried in isolation.
+
     Raises UserError otherwise: a plan over a list of broken files is refused before it starts.
     """
     videos = read_list(Path(list_path))
+    if decodes_a_frame(videos.files[0]):
+        return videos
     skipped: list[tuple[Path, str]] = []
     tasks = [(file, clip) for file in videos.files]
     for outcome in run_isolated(_decode_task, tasks, workers=workers, limit_s=limit_s):

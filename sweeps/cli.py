@@ -138,6 +138,7 @@ def _add_status(commands: Any) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from salt.clips import require_decodable
     from sweeps.config import load_study
     from sweeps.plan import build_plan, write_plan
     from sweeps.show import plan_json, plan_tables
@@ -157,6 +158,8 @@ def _plan(args: argparse.Namespace) -> int:
         if name == f"{study.name}-quick":  # the newest plan is a quick one: stay with it
             study = load_study(planned, quick=True, budgets_flops=budgets, lists=lists)
     plan = build_plan(study)
+    for path in dict.fromkeys(study.lists.values()):
+        require_decodable(path, study.file.clip)
     written = write_plan(store, plan, study.data)
     if args.json:
         _print_json(

@@ -15,7 +15,8 @@ import msgspec
 
 from salt.errors import UserError
 from salt.flops import step_cost
-from salt.sizes import check_model
+from salt.masks import check_masks
+from salt.sizes import check_model, grid
 from salt.specs import ARMS, Arm, Cost, DataSpec, RunSpec, TeacherRef
 from sweeps.config import Recipe, SaltConfig, Study
 
@@ -213,6 +214,9 @@ def build_problems(study: Study, *sizes: str) -> tuple[str, ...]:
     for size in sizes:
         for text in check_model(study.model(size), study.file.clip, study.file.masks):
             problems[text.replace("model.encoder", f"size {size}")] = None
+    if sizes and not problems:
+        model = study.model(sizes[0])
+        problems |= dict.fromkeys(check_masks(study.file.masks, grid(model, study.file.clip)))
     return tuple(problems)
 
 

@@ -3,13 +3,16 @@ refusal.
 """
 
 import contextlib
+import functools
 import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import msgspec
+import numpy as np
 import pytest
 
 import salt_cli
@@ -23,14 +26,29 @@ MINIATURE = Path(__file__).parent.parent / "examples" / "miniature.yaml"
 CLIPS = {"train": 1024, "selection": 1024, "report": 2048}  # as many as the probes want
 
 
-def lay_lists(folder: Path, clips: dict[str, int]) -> None:
-    """Lists of small files that are no videos: planning counts them and never opens them."""
+@functools.cache
+def small_video() -> bytes:
+    """An H.264 file of four grey frames."""
+    data = io.BytesIO()
+    with av.open(data, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 90, dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return data.getvalue()
+
+
+def lay_lists(folder: Path, clips: dict[str, int], content: bytes | None = None) -> None:
+    """Lists of one small video many times over: planning counts them and looks into the first."""
     folder.mkdir()
     for split, count in clips.items():
         (folder / split).mkdir()
         lines = ["path,motion,appearance,group"]
         for number in range(count):
-            (folder / split / f"{number}.mp4").write_bytes(b"x")
+            (folder / split / f"{number}.mp4").write_bytes(small_video() if content is None else content)
             lines.append(f"{split}/{number}.mp4,speed{number % 6},digit{number % 10},{split}{number % 300}")
         (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
 
@@ -376,14 +394,21 @@ def test_a_bad_budget_on_the_command_line(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
-def test_a_list_of_broken_files_is_refused_before_a_run_is_queued(tmp_path: Path) -> None:
-    lay_lists(tmp_path / "clips", {"train": 40, "selection": 4, "report": 4})
+def test_a_list_of_broken_files_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    lay_lists(tmp_path / "clips", {"train": 40, "selection": 4, "report": 4}, content=b"x")
     text = re.sub(r"(train|selection|report)_clips: \d+", r"\1_clips: 4", MINIATURE.read_text())
     text = text.replace("../clips", "clips").replace("batch_clips: 64", "batch_clips: 16")
     (tmp_path / "study.yaml").write_text(text)
     store = tmp_path / "store"
-    code, _, _ = sweep("plan", str(tmp_path / "study.yaml"), "--quick", "--store", str(store))
-    assert code == 0
+    code, out, err = sweep("plan", str(tmp_path / "study.yaml"), "--quick", "--store", str(store))
+    assert (code, out) == (2, "")
+    assert "train.csv" in err
+    assert not store.exists()
+    (tmp_path / "clips" / "train" / "0.mp4").write_bytes(small_video())
+    for split in ("selection", "report"):
+        (tmp_path / "clips" / split / "0.mp4").write_bytes(small_video())
+    assert sweep("plan", str(tmp_path / "study.yaml"), "--quick", "--store", str(store))[0] == 0
+    # One sound file is enough to plan; too many broken ones are refused before a run is queued.
     code, out, err = sweep("submit", "miniature-quick", "--on", "local", "--store", str(store))
     assert (code, out) == (2, "")
     assert "train.csv" in err
