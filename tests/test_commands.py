@@ -1,4 +1,4 @@
-"""What every command line promises: exit codes, `error:` lines, broken pipes, Ctrl-C, and the options it has."""
+"""What every command line promises: exit codes, `error:` lines, broken pipes, Ctrl-C and its options."""
 
 import argparse
 import os
