@@ -22,7 +22,9 @@ from sweeps.config import load_study
 from sweeps.document import parse_yaml
 from sweeps.plan import build_plan, write_plan
 
-MINIATURE = Path(__file__).parent.parent / "examples" / "miniature.yaml"
+#: A study of the miniature's kind whose numbers stay as they are, whatever the shipped one is tuned to.
+MINIATURE = Path(__file__).parent / "studies" / "miniature.yaml"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 CLIPS = {"train": 1024, "selection": 1024, "report": 2048}  # as many as the probes want
 
 
@@ -413,6 +415,25 @@ def test_a_list_of_broken_files_is_refused_before_anything_is_written(tmp_path: 
     assert (code, out) == (2, "")
     assert "train.csv" in err
     assert not (store / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "quick"), [("miniature", False), ("miniature", True), ("miniature-tuning", False)]
+)
+def test_shipped_studies_plan_within_one_percent(place: Path, name: str, quick: bool) -> None:
+    (place / "shipped").mkdir(exist_ok=True)
+    path = place / "shipped" / f"{name}.yaml"
+    path.write_bytes((EXAMPLES / path.name).read_bytes())
+    plan = build_plan(load_study(path, quick=quick))
+    assert {cell.arm for cell in plan.cells} >= {"pixel", "salt", "vjepa", "random"}
+    for cell in plan.cells:
+        if cell.budget_flops:
+            teacher = cell.teacher_cost.total_flops if cell.teacher_cost else 0
+            assert abs((teacher + cell.cost.total_flops) / cell.budget_flops - 1) <= 0.01
+    if name == "miniature" and not quick:
+        top = [cell for cell in plan.cells if cell.budget_flops == max(c.budget_flops for c in plan.cells)]
+        assert {cell.seed for cell in top} == {0, 1, 2}
+        assert len({cell.budget_flops for cell in plan.cells} - {0}) == 3
 
 
 def test_yaml_scalars_mean_what_they_look_like() -> None:

@@ -190,6 +190,7 @@ def test_figures_and_report_come_from_the_store(study: Study) -> None:
     salt(study.folder, "salt-analyze", "report")
     folder = study.store / "reports" / PLAN
     assert (folder / "report.html").stat().st_size > 50_000
-    for kind in ("png", "pdf", "csv"):
-        names = {path.name.partition(".")[0] for path in (folder / "figures").glob(f"*.{kind}")}
-        assert {"pareto", "weak-teacher"} <= names
+    names = {path.name for path in (folder / "figures").iterdir()}
+    for kind in ("png", "pdf"):
+        assert {f"pareto.{kind}", f"weak-teacher.{kind}", f"pareto-motion-linear.{kind}"} <= names
+    assert {"pareto-runs.csv", "weak-teacher-pairs.csv"} <= names
