@@ -1,5 +1,5 @@
 # make study          install into .venv, then run the miniature study from clips to report (about 20 minutes on two cores)
-# make study QUICK=1  the two-minute version of the same study
+# make study QUICK=1  the short version of the same study (about three minutes)
 # make test           install what the tests need and run them
 # make check          lint, format check and types
 # make clean          remove .venv and caches; clips and the run store stay
