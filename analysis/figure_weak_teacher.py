@@ -72,8 +72,9 @@ def weak_teacher_panels(data: WeakTeacherData) -> list[tuple[str, str]]:
     order = {"linear": 0, "knn": 1, "attentive": 2}
     found = dict.fromkeys(zip(data.cells["label"], data.cells["kind"], strict=True))
     # Labels whose students gain most over their teachers come first: they are what the figure is about.
-    gaps = data.cells.groupby("label")["gap"].mean().fillna(0.0).to_dict()
-    return sorted(found, key=lambda pair: (-gaps[pair[0]], pair[0], order[pair[1]]))
+    # A label without any gap comes last.
+    gaps = data.cells.dropna(subset=["gap"]).groupby("label")["gap"].mean().to_dict()
+    return sorted(found, key=lambda pair: (-gaps.get(pair[0], float("-inf")), pair[0], order[pair[1]]))
 
 
 def write_weak_teacher(table: pd.DataFrame, folder: Path) -> list[Path]:

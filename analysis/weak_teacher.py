@@ -38,7 +38,7 @@ _PAIR_COLUMNS = [
     "run_id",
     "teacher_run_id",
 ]
-_TABLE_COLUMNS = [
+_PLACE = [
     "label",
     "kind",
     "frames",
@@ -48,6 +48,9 @@ _TABLE_COLUMNS = [
     "teacher_share",
     "variant",
     "config",
+]
+_TABLE_COLUMNS = [
+    *_PLACE,
     "n",
     "n_lost",
     "teacher_mean",
@@ -112,18 +115,7 @@ def _teacher_student(group: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
     pixel = pixel_control(rows, first)
     pairs = paired(good, pixel)
     over = t_interval(pairs["a"] - pairs["b"])
-    names = [
-        "label",
-        "kind",
-        "frames",
-        "budget_flops",
-        "teacher",
-        "student",
-        "teacher_share",
-        "variant",
-        "config",
-    ]
-    return {name: first[name] for name in names} | {
+    return {name: first[name] for name in _PLACE} | {
         "n": len(good),
         "n_lost": len(group) - len(good),
         "teacher_mean": both["teacher_accuracy"].mean(),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from salt.errors import RunFailed
 from salt.specs import ModelSpec, RunSpec, TeacherRef
@@ -17,15 +18,46 @@ if TYPE_CHECKING:
     from salt.vit import Encoder
 
 
-def write_artefact(run: RunDir, spec: RunSpec, encoder: Encoder, branch: str) -> str:
-    """Save the encoder that is kept; returns the SHA-256 of its weights."""
+class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an artefact says of itself, in the header of its file."""
+
+    run_id: str
+    step: int
+    branch: str
+    weights_sha256: str
+    teacher_sha256: str | None
+
+
+def write_artefact(
+    run: RunDir, spec: RunSpec, encoder: Encoder, branch: str, teacher_sha256: str | None
+) -> None:
+    """Save the encoder that is kept, with the hash of its weights and of its teacher's."""
     from safetensors.torch import save as encode
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    digest = weights_sha256(tensors)
-    about = {"run_id": run.run_id, "step": str(spec.steps), "branch": branch, "weights_sha256": digest}
-    write_atomically(run.artefact, encode(tensors, metadata={"salt": json.dumps(about, sort_keys=True)}))
-    return digest
+    about = About(
+        run_id=run.run_id,
+        step=spec.steps,
+        branch=branch,
+        weights_sha256=weights_sha256(tensors),
+        teacher_sha256=teacher_sha256,
+    )
+    write_atomically(run.artefact, encode(tensors, metadata={"salt": msgspec.json.encode(about).decode()}))
+
+
+def read_about(run: RunDir) -> About:
+    """The header of a finished run's artefact; raises `RunFailed` if it is absent or not one of ours."""
+    from safetensors import SafetensorError, safe_open
+
+    if not run.artefact.exists():
+        raise RunFailed("teacher", f"run {run.run_id} has no artefact: it is not trained to its end")
+    try:
+        with safe_open(str(run.artefact), framework="pt") as file:
+            return msgspec.json.decode((file.metadata() or {})["salt"], type=About)
+    except (SafetensorError, KeyError, msgspec.DecodeError) as error:
+        raise RunFailed(
+            "teacher", f"{run.artefact} is not an artefact: {error}; remove it and train the run again"
+        ) from error
 
 
 def weights_sha256(tensors: dict[str, torch.Tensor]) -> str:
@@ -40,30 +72,26 @@ def weights_sha256(tensors: dict[str, torch.Tensor]) -> str:
 
 def load_artefact(run: RunDir, spec: RunSpec) -> tuple[Encoder, str, str]:
     """Encoder, branch and weights' hash of a finished run; anything that does not fit raises `RunFailed`."""
-    from safetensors import safe_open
     from safetensors.torch import load_file
 
     from salt.learner import build_encoder
 
-    if not run.artefact.exists():
-        raise RunFailed("teacher", f"run {run.run_id} has no artefact: it is not trained to its end")
-    with safe_open(str(run.artefact), framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("salt", "{}"))
-    tensors = load_file(run.artefact)
-    digest = weights_sha256(tensors)
-    if about.get("run_id") != run.run_id or about.get("step") != str(spec.steps):
+    about = read_about(run)
+    if (about.run_id, about.step) != (run.run_id, spec.steps):
         raise RunFailed(
             "teacher",
-            f"{run.artefact} says {about}: it is not the artefact of run {run.run_id} at step {spec.steps}",
+            f"{run.artefact} is that of run {about.run_id} at step {about.step}: "
+            f"it is not the artefact of run {run.run_id} at step {spec.steps}",
         )
-    if about.get("weights_sha256") != digest:
+    tensors = load_file(run.artefact)
+    if about.weights_sha256 != weights_sha256(tensors):
         raise RunFailed(
             "teacher",
             f"{run.artefact}: the weights do not match their hash; remove it and train the run again",
         )
     encoder = build_encoder(spec.model.encoder, spec.model, spec.clip, spec.seed)
     encoder.load_state_dict(tensors, strict=True)
-    return encoder, str(about["branch"]), digest
+    return encoder, about.branch, about.weights_sha256
 
 
 def load_teacher(

@@ -191,6 +191,25 @@ def open_clips(
     return found
 
 
+def planned_clips(
+    list_path: Path, fingerprint: str, clip: ClipSpec, cache: Path, workers: int = 2, progress: bool = True
+) -> Clips:
+    """Clips of a list as it was when a plan was made; decoded before, they need neither list nor videos.
+
+    Raises:
+        UserError: the list has changed since, or as for `open_clips`.
+    """
+    found = load_clips(cache, fingerprint, clip)
+    if found is None:
+        found = open_clips(list_path, clip, cache, workers=workers, progress=progress)
+        if found.fingerprint != fingerprint:
+            raise UserError(
+                f"{list_path}: the list has changed since the plan was made (content {found.fingerprint}, "
+                f"planned {fingerprint}): plan again, or bring the planned list back"
+            )
+    return found
+
+
 def require_decodable(list_path: Path, clip: ClipSpec, workers: int = 2, limit_s: float = 60.0) -> VideoList:
     """The list, if one of its files at least gives a clip; decodes until the first that does, writes nothing.
 

@@ -11,12 +11,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from salt.errors import RunFailed, UserError
-from salt.specs import Cost, ExecSpec, PlannedRun, ProbeSpec, RunError, RunResult, RunSpec
+from salt.specs import ExecSpec, PlannedRun, ProbeSpec, RunError, RunResult, RunSpec
 from salt.store import RunDir, pretty_json, write_atomically
 
 if TYPE_CHECKING:
@@ -70,20 +70,11 @@ def _execute(
 ) -> None:
     spec = planned.spec
     opened: dict[str, Clips] = {}
-    trained: dict[str, Any] = _read_trained(run)
     if spec.arm != "raw" and not run.artefact.exists():
         from salt.train import train
 
-        trained = train(
-            spec,
-            run,
-            _clips(run.store, spec, spec.data.fingerprint, execution, opened),
-            execution,
-            attempt,
-            warn,
-        )
-        write_atomically(run.path / "trained.json", pretty_json(trained))
-    probe_wall_s = 0.0
+        clips = _clips(run.store, spec, spec.data.fingerprint, execution, opened)
+        train(spec, run, clips, execution, attempt, warn)
     encoder: Encoder | None = None
     branch, digest = "raw", ""
     for probe_id in planned.probe_ids:
@@ -96,56 +87,49 @@ def _execute(
 
             encoder, branch, digest = load_artefact(run, spec)
         probe = probes[probe_id]
-        began = time.perf_counter()
         for data in (probe.train, probe.selection, probe.report):
             _clips(run.store, spec, data.fingerprint, execution, opened)
         result = run_probes(
             probe, probe_id, spec, run.run_id, encoder, branch, digest, opened, execution.device
         )
         write_atomically(run.probe(probe_id), pretty_json(result))
-        probe_wall_s += time.perf_counter() - began
     if not run.result.exists():
-        _finish(run, planned, trained, attempt, probe_wall_s)
+        write_atomically(run.result, pretty_json(_result(run, planned, attempt)))
     run.error.unlink(missing_ok=True)
 
 
-def _finish(
-    run: RunDir, planned: PlannedRun, trained: Mapping[str, Any], attempt: int, probe_wall_s: float
-) -> None:
+def _result(run: RunDir, planned: PlannedRun, attempt: int) -> RunResult:
+    """What the run's files say, whichever attempt wrote them: a kill before this loses nothing of it."""
+    from salt.artefact import read_about
+    from salt.metrics import read_metrics
+
     spec = planned.spec
+    about = None if spec.arm == "raw" else read_about(run)
+    last = {row["step"]: row for row in read_metrics(run.metrics)}.get(spec.steps, {})
+    probes = [run.read_probe(probe_id) for probe_id in planned.probe_ids]
     seen = spec.steps * spec.optim.batch_clips
-    result = RunResult(
+    return RunResult(
         run_id=run.run_id,
         arm=spec.arm,
         steps=spec.steps,
-        cost=planned.cost if spec.steps else Cost(),
-        final_loss=trained.get("final_loss"),
-        artefact_sha256=trained.get("artefact_sha256"),
-        teacher_sha256=trained.get("teacher_sha256"),
+        cost=planned.cost,
+        final_loss=last.get("loss"),
+        artefact_sha256=about.weights_sha256 if about else None,
+        teacher_sha256=about.teacher_sha256 if about else None,
         attempts=attempt,
-        train_wall_s=trained.get("train_wall_s", 0.0),
-        probe_wall_s=round(probe_wall_s, 3),
+        train_wall_s=last.get("wall_s") if spec.steps else 0.0,
+        probe_wall_s=round(sum(probe.wall_s for probe in probes if probe), 3),
         clips_seen=seen,
         unique_clips=min(seen, spec.data.clips),
         epochs=seen / spec.data.clips,
     )
-    write_atomically(run.result, pretty_json(result))
-
-
-def _read_trained(run: RunDir) -> dict[str, Any]:
-    """What an earlier attempt left of its training, if it got that far."""
-    path = run.path / "trained.json"
-    if not (run.artefact.exists() and path.exists()):
-        return {}
-    found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict)
-    return found
 
 
 def _clips(
     store: Path, spec: RunSpec, fingerprint: str, execution: ExecSpec, opened: dict[str, Clips]
 ) -> Clips:
     """The decoded clips of a list, opened once."""
-    from salt.clips import open_clips
+    from salt.clips import planned_clips
 
     if fingerprint not in opened:
         if fingerprint not in execution.lists:
@@ -153,14 +137,13 @@ def _clips(
                 "data",
                 f"no list with the fingerprint {fingerprint} is known here: plan again where the lists are",
             )
-        opened[fingerprint] = open_clips(
-            Path(execution.lists[fingerprint]), spec.clip, store / "cache", workers=execution.decode_workers
+        opened[fingerprint] = planned_clips(
+            Path(execution.lists[fingerprint]),
+            fingerprint,
+            spec.clip,
+            store / "cache",
+            workers=execution.decode_workers,
         )
-        if opened[fingerprint].fingerprint != fingerprint:
-            raise RunFailed(
-                "data",
-                f"{execution.lists[fingerprint]} has changed since the plan: restore it, or plan again",
-            )
     return opened[fingerprint]
 
 

@@ -314,7 +314,7 @@ class RunResult(Spec, kw_only=True):
     artefact_sha256: str | None
     teacher_sha256: str | None
     attempts: int
-    train_wall_s: float
+    train_wall_s: float | None  # of all attempts that led here; None if its log is lost
     probe_wall_s: float
     clips_seen: int
     unique_clips: int

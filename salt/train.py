@@ -25,13 +25,9 @@ if TYPE_CHECKING:
     from salt.clips import Clips
 
 
-class Trained(dict[str, object]):
-    """What training leaves for `result.json`."""
-
-
 def train(
     spec: RunSpec, run: RunDir, clips: Clips, execution: ExecSpec, attempt: int, warn: Callable[[str], None]
-) -> Trained:
+) -> None:
     """Train a run from its newest checkpoint, or from step 0, to its artefact.
 
     Everything drawn at random is a function of (seed, step): a run that was killed ends in the same
@@ -60,7 +56,6 @@ def train(
 
     began = time.perf_counter()
     first_bad = torch.full((), -1, device=device)  # first step whose loss or gradient was not finite
-    loss = None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     limit = math.inf if spec.optim.clip_norm is None else spec.optim.clip_norm
 
@@ -114,13 +109,7 @@ def train(
         if weights_sha256(learner.teacher.state_dict()) != teacher_sha256:
             raise RunFailed("teacher", "the frozen teacher's weights changed during training")
     branch = "ema" if spec.arm == "vjepa" else "student"
-    artefact_sha256 = write_artefact(run, spec, learner.probed(), branch)
-    return Trained(
-        final_loss=None if loss is None else loss.item(),
-        artefact_sha256=artefact_sha256,
-        teacher_sha256=teacher_sha256,
-        train_wall_s=round(earlier_wall_s + time.perf_counter() - began, 3),
-    )
+    write_artefact(run, spec, learner.probed(), branch, teacher_sha256)
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:

@@ -54,7 +54,7 @@ class Pace:
         self._seen.add(run.run_id)
         folder = RunDir(self._store, run.run_id)
         result = folder.read_result()
-        if result is not None and run.cost.total_flops:
+        if result is not None and result.train_wall_s is not None and run.cost.total_flops:
             self._train_wall_s += result.train_wall_s
             self._train_flops += run.cost.total_flops
         for probe_id in run.probe_ids:

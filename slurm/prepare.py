@@ -16,17 +16,19 @@ def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
         UserError: a list is missing, differs from the one that was planned, or too many of its files are
             broken.
     """
-    from salt.clips import load_clips, open_clips
+    from salt.clips import planned_clips
 
     clips = dict.fromkeys(run.spec.clip for run in plan.runs)
     for data in wanted_lists(plan):
         for clip in clips:
-            if load_clips(store / "cache", data.fingerprint, clip) is None:
-                path = _list_path(plan, data)
-                opened = open_clips(
-                    path, clip, store / "cache", workers=os.cpu_count() or 1, progress=progress
-                )
-                _check_same(path, data, opened.fingerprint, plan)
+            planned_clips(
+                _list_path(plan, data),
+                data.fingerprint,
+                clip,
+                store / "cache",
+                workers=os.cpu_count() or 1,
+                progress=progress,
+            )
 
 
 def wanted_lists(plan: Plan) -> list[DataSpec]:
@@ -44,11 +46,3 @@ def _list_path(plan: Plan, data: DataSpec) -> Path:
         raise UserError(
             f"plan {plan.name}: it does not say where the list {data.name!r} is; plan again"
         ) from None
-
-
-def _check_same(path: Path, data: DataSpec, fingerprint: str, plan: Plan) -> None:
-    if fingerprint != data.fingerprint:
-        raise UserError(
-            f"{path}: the list has changed since plan {plan.name} was made (content {fingerprint}, planned "
-            f"{data.fingerprint}): plan again, or bring the planned list back"
-        )

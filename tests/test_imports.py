@@ -21,7 +21,7 @@ HEAVY = ("torch", "numpy", "pandas", "matplotlib", "sklearn", "scipy")
 COMMANDS = {
     "salt-sweep": ["plan", "submit", "status"],
     "salt-analyze": ["pareto", "weak-teacher", "report"],
-    "salt-train": [],
+    "salt-train": ["run", "show"],
     "salt-data": ["digits", "scan"],
 }
 LINES = [[command] for command in COMMANDS] + [[c, sub] for c, subs in COMMANDS.items() for sub in subs]

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from salt import checkpoint
-from salt.artefact import load_artefact, load_teacher, weights_sha256
+from salt import run as running
+from salt.artefact import load_artefact, load_teacher, read_about, weights_sha256
 from salt.batches import Batches
 from salt.clips import Clips
 from salt.errors import RunFailed
+from salt.flops import run_cost
 from salt.learner import Learner
 from salt.metrics import Metrics, read_metrics
-from salt.specs import DataSpec, ExecSpec, RunSpec, TeacherRef, spec_id
+from salt.specs import DataSpec, ExecSpec, PlannedRun, RunSpec, TeacherRef, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 from salt.train import train
 from tests.examples import run_spec
@@ -52,7 +54,8 @@ def go(
 ) -> Any:
     run = RunDir(store, spec_id(spec))
     write_atomically(run.spec, pretty_json(spec))
-    return train(spec, run, clips, EXECUTION, attempt, warn)
+    train(spec, run, clips, EXECUTION, attempt, warn)
+    return read_about(run)
 
 
 def spec_of(arm: Any, store: Path, clips: Clips, steps: int = 24) -> RunSpec:
@@ -96,7 +99,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     losses = [[row["loss"] for row in read_metrics(run.metrics)] for run in runs]
     assert len(losses[0]) == 24
     assert losses[0] == losses[1]  # bit for bit
-    assert straight["artefact_sha256"] == resumed["artefact_sha256"]
+    assert straight == resumed
     attempts = [row["attempt"] for row in read_metrics(runs[1].metrics)]
     assert attempts == [1] * 10 + [2] * 14  # nothing before the checkpoint was done twice
 
@@ -105,7 +108,7 @@ def test_losses_fall_and_encoders_differ_by_seed(clips: Clips, tmp_path: Path) -
     digests = set()
     for seed in (0, 1):
         spec = run_spec("pixel", "micro", steps=60, seed=seed, data=DATA)
-        digests.add(go(tmp_path, spec, clips)["artefact_sha256"])
+        digests.add(go(tmp_path, spec, clips).weights_sha256)
         losses = [row["loss"] for row in read_metrics(RunDir(tmp_path, spec_id(spec)).metrics)]
         assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
     assert len(digests) == 2
@@ -164,7 +167,7 @@ def test_teachers_are_frozen_sealed_and_the_ones_meant(clips: Clips, tmp_path: P
     teacher, digest = load_teacher(folder, student.teacher, student.model, student.clip)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     result = go(tmp_path, student, clips)
-    assert result["teacher_sha256"] == digest == weights_sha256(teacher.state_dict())
+    assert result.teacher_sha256 == digest == weights_sha256(teacher.state_dict())
 
     def refused(words: str, reference: TeacherRef = student.teacher) -> None:
         with pytest.raises(RunFailed, match=words) as error:
@@ -180,8 +183,39 @@ def test_teachers_are_frozen_sealed_and_the_ones_meant(clips: Clips, tmp_path: P
     go(tmp_path, other, clips)
     folder.artefact.write_bytes(RunDir(tmp_path, spec_id(other)).artefact.read_bytes())
     refused("not the artefact of run")
+    folder.artefact.write_bytes(b"not an artefact")
+    refused("is not an artefact")
     folder.artefact.unlink()
     refused("has no artefact")
+
+
+def test_a_kill_before_the_result_loses_nothing_of_it(
+    clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`result.json` comes from the run's files, so it is the same whichever attempt writes it."""
+    spec = spec_of("salt", tmp_path, clips)
+    planned = PlannedRun(run_id=spec_id(spec), role="student", spec=spec, cost=run_cost(spec), probe_ids=())
+    folder = RunDir(tmp_path, planned.run_id)
+    monkeypatch.setattr(running, "_clips", lambda *_: clips)
+    with monkeypatch.context() as patch:
+
+        def dies(*_: object) -> None:
+            raise Killed
+
+        patch.setattr(running, "_result", dies)
+        with pytest.raises(Killed):
+            running.execute(tmp_path, planned, {}, EXECUTION)
+    assert folder.artefact.exists()
+    assert not folder.result.exists()
+    running.execute(tmp_path, planned, {}, EXECUTION)
+    result, last = folder.read_result(), read_metrics(folder.metrics)[-1]
+    assert result is not None
+    assert spec.teacher is not None
+    assert (result.final_loss, result.train_wall_s) == (last["loss"], last["wall_s"])
+    assert result.train_wall_s
+    assert result.artefact_sha256 == read_about(folder).weights_sha256
+    assert result.teacher_sha256 == read_about(RunDir(tmp_path, spec.teacher.run_id)).weights_sha256
+    assert result.attempts == 2
 
 
 def test_vjepa_keeps_the_average_not_the_student(clips: Clips, tmp_path: Path) -> None:
