@@ -1,28 +1,44 @@
 """FLOPs in closed form: the planner's number, without torch and without a device.
 
-The convention, `matmul`:
+The convention, `matmul` (docs/flops.md derives it; `salt.flops_paper` is the SALT paper's own count):
 
 1. A multiply-add is 2 FLOPs. Counted are matrix products, the patch embedding and attention (scores and
-   values); norms, activations, softmax, the optimiser and the EMA update are not.
+   values); norms, activations, softmax, the optimiser and the EMA update are not (`uncounted_flops`).
 2. A transformer block on N tokens of width d with MLP width m: projections 8 N d^2 (query, key, value: 6,
-   output: 2), attention 4 N^2 d, MLP 4 N d m. Tokens are those really processed, per mask.
+   output: 2), attention scores 2 N^2 d and values 2 N^2 d, MLP 4 N d m. Tokens are those really processed,
+   per mask.
 3. Backward is twice forward for trained parts, but once for the patch embedding: its input has no gradient.
 4. The frozen or EMA teacher sees the whole clip, once per clip and step for any number of masks; no backward.
-5. Recomputation is hardware cost and never counted. Probes are outside the budget and counted apart.
+   With cached targets it sees a fixed number of views of each clip of the list, once.
+5. Recomputation, precision, compilation and gradient accumulation are hardware matters and never counted.
+   Probes are outside the budget and counted apart.
 
-`tests/test_flops.py` holds it equal, to the integer, to `torch.utils.flop_counter` on the meta device.
+`salt.audit` counts the same modules with `torch.utils.flop_counter` on the meta device: equal to the integer.
 """
 
 from __future__ import annotations
 
-from salt.sizes import patch_values, tokens
-from salt.specs import ClipSpec, Cost, ModelSpec, Part, RunSpec, VitSpec
+from salt.sizes import encoder_parameters, patch_values, predictor_parameters, tokens
+from salt.specs import ClipSpec, Convention, Cost, ModelSpec, Part, RunSpec, VitSpec
+
+#: Passes of backward for one of forward. The patch embedding's input has no gradient; teachers learn nothing.
+BACKWARD_PASSES = {"patch_embedding": 1, "encoder": 2, "predictor": 2, "decoder": 2, "teacher_forward": 0}
+
+
+def block_lines(vit: VitSpec, count: int) -> dict[str, int]:
+    """Forward FLOPs of one transformer block on `count` tokens of one clip, by kind of product."""
+    d = vit.width
+    return {
+        "projections": 8 * count * d * d,
+        "attention scores": 2 * count * count * d,
+        "attention values": 2 * count * count * d,
+        "mlp": 4 * count * d * vit.mlp_width,
+    }
 
 
 def block_flops(vit: VitSpec, count: int) -> int:
     """Forward FLOPs of one transformer block on `count` tokens of one clip."""
-    d = vit.width
-    return 8 * count * d * d + 4 * count * count * d + 4 * count * d * vit.mlp_width
+    return sum(block_lines(vit, count).values())
 
 
 def embedding_flops(vit: VitSpec, model: ModelSpec, clip: ClipSpec, count: int) -> int:
@@ -41,51 +57,131 @@ def output_width(spec: RunSpec) -> int:
     if spec.arm == "pixel":
         return patch_values(spec.model, spec.clip)
     if spec.arm == "salt":
-        if spec.teacher is None:
-            raise ValueError("a salt run needs a teacher")
-        return spec.teacher.encoder.width
+        return _frozen_teacher(spec).width
     return spec.model.encoder.width
 
 
+def target_encoder(spec: RunSpec) -> VitSpec | None:
+    """The encoder whose latents are the targets: the frozen teacher's, the EMA's, or none."""
+    if spec.arm == "salt":
+        return _frozen_teacher(spec)
+    return spec.model.encoder if spec.arm == "vjepa" else None
+
+
+def _frozen_teacher(spec: RunSpec) -> VitSpec:
+    if spec.teacher is None:
+        raise ValueError("a salt run needs a teacher")
+    return spec.teacher.encoder
+
+
 def predictor_flops(spec: RunSpec, visible: int, target: int) -> int:
-    """Forward FLOPs of the predictor (or pixel decoder) for one mask of one clip.
+    """Forward FLOPs of the predictor (or pixel decoder) for one mask of one clip."""
+    return sum(predictor_lines(spec, visible, target).values())
+
+
+def predictor_lines(spec: RunSpec, visible: int, target: int) -> dict[str, int]:
+    """The same by kind of product.
 
     Projection of the visible tokens, blocks over visible and mask tokens, output at the mask tokens only.
     """
-    d_encoder, vit = spec.model.encoder.width, spec.model.predictor
-    blocks = vit.depth * block_flops(vit, visible + target)
-    return 2 * visible * d_encoder * vit.width + blocks + 2 * target * vit.width * output_width(spec)
+    vit = spec.model.predictor
+    lines = {"input projection": 2 * visible * spec.model.encoder.width * vit.width}
+    lines |= _times(block_lines(vit, visible + target), vit.depth)
+    return lines | {"output projection": 2 * target * vit.width * output_width(spec)}
 
 
-def step_cost(spec: RunSpec) -> Cost:
-    """FLOPs of one optimiser step of the whole batch, per part, as integers.
+def clip_lines(spec: RunSpec) -> dict[str, dict[str, int]]:
+    """Forward FLOPs of one clip in one step, part -> kind of product -> FLOPs, over all of its masks.
 
     The classifier of the supervised reference is not counted (2 x width x classes a clip).
     """
-    clips, model, clip = spec.optim.batch_clips, spec.model, spec.clip
     if spec.arm in ("random", "raw"):
-        return Cost()
-    if spec.arm == "supervised":
-        counts = [tokens(model, clip)]
-    else:
-        counts = [mask.visible_tokens for mask in spec.masks]
-    embedding = clips * sum(embedding_flops(model.encoder, model, clip, count) for count in counts)
-    encoder = clips * sum(model.encoder.depth * block_flops(model.encoder, count) for count in counts)
+        return {}
+    model, clip, vit = spec.model, spec.clip, spec.model.encoder
+    masked = spec.arm != "supervised"
+    counts = [mask.visible_tokens for mask in spec.masks] if masked else [tokens(model, clip)]
     parts = {
-        "patch_embedding": Part(forward=embedding, backward=embedding),
-        "encoder": Part(forward=encoder, backward=2 * encoder),
+        "patch_embedding": {
+            "embedding": sum(embedding_flops(vit, model, clip, count) for count in counts)
+        },
+        "encoder": _summed([_times(block_lines(vit, count), vit.depth) for count in counts]),
     }
-    if spec.arm != "supervised":
-        predictor = clips * sum(predictor_flops(spec, m.visible_tokens, m.target_tokens) for m in spec.masks)
+    if masked:
         name = "decoder" if spec.arm == "pixel" else "predictor"
-        parts[name] = Part(forward=predictor, backward=2 * predictor)
-    if spec.arm == "salt" and spec.teacher is not None:
-        parts["teacher_forward"] = Part(forward=clips * encode_flops(spec.teacher.encoder, model, clip))
-    if spec.arm == "vjepa":
-        parts["teacher_forward"] = Part(forward=clips * encode_flops(model.encoder, model, clip))
+        parts[name] = _summed([predictor_lines(spec, m.visible_tokens, m.target_tokens) for m in spec.masks])
+    teacher = target_encoder(spec)
+    if teacher is not None and spec.cached_views is None:
+        parts["teacher_forward"] = whole_clip_lines(teacher, model, clip)
+    return parts
+
+
+def whole_clip_lines(vit: VitSpec, model: ModelSpec, clip: ClipSpec) -> dict[str, int]:
+    """Forward FLOPs of an encoder on all tokens of one clip, by kind of product."""
+    count = tokens(model, clip)
+    lines = {"embedding": embedding_flops(vit, model, clip, count)}
+    return lines | _times(block_lines(vit, count), vit.depth)
+
+
+def step_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
+    """FLOPs of one optimiser step of the whole batch, per part, as integers."""
+    if convention == "paper":
+        from salt.flops_paper import paper_step_cost
+
+        return paper_step_cost(spec)
+    clips = spec.optim.batch_clips
+    forward = {name: clips * sum(lines.values()) for name, lines in clip_lines(spec).items()}
+    parts = {
+        name: Part(forward=flops, backward=BACKWARD_PASSES[name] * flops) for name, flops in forward.items()
+    }
     return Cost(parts=parts)
 
 
-def run_cost(spec: RunSpec) -> Cost:
-    """FLOPs of the whole run: `step_cost` times `spec.steps`."""
-    return step_cost(spec) * spec.steps
+def cache_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
+    """FLOPs of encoding the cached targets, once: views x clips of the list. Empty for targets made online."""
+    teacher = target_encoder(spec) if spec.cached_views is not None else None
+    if teacher is None or spec.cached_views is None:
+        return Cost(convention=convention)
+    if convention == "paper":
+        from salt.flops_paper import paper_forward_flops
+
+        flops = paper_forward_flops(teacher, spec.model, spec.clip)
+    else:
+        flops = encode_flops(teacher, spec.model, spec.clip)
+    part = Part(forward=spec.cached_views * spec.data.clips * flops)
+    return Cost(convention=convention, parts={"teacher_cache": part})
+
+
+def run_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
+    """FLOPs that this run itself spends: its steps after the trunk's, and its cached targets."""
+    own_steps = spec.steps - (spec.trunk.step if spec.trunk is not None else 0)
+    return step_cost(spec, convention) * own_steps + cache_cost(spec, convention)
+
+
+def path_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
+    """FLOPs of the whole way to this run's weights: the trunk's steps up to the branch included."""
+    return step_cost(spec, convention) * spec.steps + cache_cost(spec, convention)
+
+
+def uncounted_flops(spec: RunSpec) -> dict[str, int]:
+    """What the convention leaves out of a step and is easily named, as estimates: elementwise operations.
+
+    AdamW: about 14 a trained parameter (two moments, bias corrections, decay, update). EMA: 3 a parameter of
+    the encoder. Neither grows with the batch.
+    """
+    if spec.arm in ("random", "raw"):
+        return {}
+    model = spec.model
+    encoder = encoder_parameters(model.encoder, patch_values(model, spec.clip))
+    trained = encoder
+    if spec.arm != "supervised":
+        trained += predictor_parameters(model.predictor, model.encoder.width, output_width(spec))
+    counts = {"optimizer": 14 * trained}
+    return counts | {"ema_update": 3 * encoder} if spec.arm == "vjepa" else counts
+
+
+def _times(lines: dict[str, int], factor: int) -> dict[str, int]:
+    return {name: flops * factor for name, flops in lines.items()}
+
+
+def _summed(rows: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(row[name] for row in rows) for name in rows[0]}

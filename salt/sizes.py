@@ -47,6 +47,12 @@ def encoder_parameters(vit: VitSpec, patch: int) -> int:
     return patch * vit.width + vit.width + vit.depth * _block_parameters(vit) + 2 * vit.width
 
 
+def predictor_parameters(vit: VitSpec, input_width: int, output_width: int, mask_tokens: int = 1) -> int:
+    """Trained numbers of a predictor or pixel decoder: both projections, mask tokens, blocks, final norm."""
+    projections = input_width * vit.width + vit.width + vit.width * output_width + output_width
+    return projections + mask_tokens * vit.width + vit.depth * _block_parameters(vit) + 2 * vit.width
+
+
 def _block_parameters(vit: VitSpec) -> int:
     d, m = vit.width, vit.mlp_width
     attention = d * 3 * d + 3 * d + d * d + d

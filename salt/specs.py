@@ -24,6 +24,10 @@ NonNegativeFloat = Annotated[float, Meta(ge=0.0)]
 
 Arm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw"]
 ARMS: tuple[Arm, ...] = ("pixel", "salt", "vjepa")
+Convention = Literal["matmul", "paper"]
+Charge = Literal["full", "shared", "none"]
+#: What cells of one budget have in common: training FLOPs, optimiser steps or GPU-hours.
+Match = Literal["flops", "steps", "gpu-hours"]
 Frames = Literal["ordered", "shuffled", "first", "middle"]
 ProbeKind = Literal["linear", "knn", "attentive"]
 
@@ -116,9 +120,13 @@ class ObjectiveSpec(Spec, kw_only=True):
 class OptimSpec(Spec, kw_only=True):
     """AdamW with a linear warmup (a share of the run) and a cosine to `lr_end`.
 
-    `clip_norm` limits the global gradient norm; `None` turns clipping off.
+    Under `constant` the rate stays at `lr` after the warmup (a trunk); under `cooldown` it falls linearly from
+    there to `lr_end` between the trunk's step and the last one. Both keep weight decay and EMA momentum at
+    their start values, as V-JEPA 2 does (arXiv 2506.09985). `clip_norm` limits the global gradient norm;
+    `None` turns clipping off.
     """
 
+    schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
     batch_clips: PositiveInt = 3072
     lr_start: NonNegativeFloat = 2e-4
     lr: PositiveFloat = 6.25e-4
@@ -140,8 +148,21 @@ class TeacherRef(Spec, kw_only=True):
     encoder: VitSpec
 
 
+class TrunkRef(Spec, kw_only=True):
+    """Where a cooldown branches off: the state that run `run_id` kept after `step` steps."""
+
+    run_id: str
+    step: PositiveInt
+
+
 class RunSpec(Spec, kw_only=True):
-    """One training run, whole: its id is a hash of this."""
+    """One training run, whole: its id is a hash of this.
+
+    `steps` counts from the start of the path: a cooldown that branches off at step 900 and takes 100 steps has
+    1000. `keep_steps` are steps whose whole state stays in the run's folder, for cooldowns that branch off
+    there and for students of a teacher that is not fully trained. With `cached_views` the teacher's latents
+    come from that many fixed views of each clip, encoded once; else it encodes every batch.
+    """
 
     numerics: int = NUMERICS
     arm: Arm
@@ -154,6 +175,9 @@ class RunSpec(Spec, kw_only=True):
     objective: ObjectiveSpec = msgspec.field(default_factory=ObjectiveSpec)
     optim: OptimSpec = msgspec.field(default_factory=OptimSpec)
     teacher: TeacherRef | None = None
+    trunk: TrunkRef | None = None
+    keep_steps: tuple[PositiveInt, ...] = ()
+    cached_views: PositiveInt | None = None
     label: str | None = None  # the label column, for the supervised reference only
 
 
@@ -205,7 +229,7 @@ class Part(Spec, kw_only=True):
 class Cost(Spec, kw_only=True):
     """A ledger: FLOPs per part under a named convention. It adds and scales."""
 
-    convention: Literal["matmul"] = "matmul"
+    convention: Convention = "matmul"
     parts: dict[str, Part] = {}
 
     @property
@@ -237,41 +261,56 @@ class Cell(Spec, kw_only=True):
     """One point of a study's grid: a budget spent in one way. `run_id` is the encoder it ends in."""
 
     cell_id: str
-    budget_flops: NonNegativeInt  # 0 for references
+    budget: NonNegativeFloat  # in the plan's unit (`Plan.match`); 0 for references
+    budget_flops: NonNegativeInt  # the budget where FLOPs are matched, else what the cell is charged
     arm: Arm
     student: str  # name of the encoder size that is probed
-    teacher: str | None
+    teacher: str | None  # size of the teacher that gives the targets
     teacher_share: float | None  # of the budget, as asked
+    teacher_steps: int | None  # steps behind the teacher's weights, in its own run
     seed: int
     run_id: str
     teacher_run_id: str | None
+    stages: tuple[str, ...] = ()  # runs of a chain before that teacher, first one first
     teacher_students: NonNegativeInt  # how many students of this plan share the teacher
-    teacher_cost: Cost | None  # training of the teacher
-    cost: Cost  # training of the run itself, teacher inference included
-    residual: float  # (teacher + own - budget) / budget; 0 for references
+    teacher_cost: Cost | None  # training of all teachers on the way, each up to the weights that are used
+    cost: Cost  # the student's own way, its teacher's inference and its trunk included
+    charged_flops: NonNegativeInt  # what counts against the budget, by the plan's charge
+    residual: float  # (charged - budget) / budget in the plan's unit; 0 for references
 
 
 class PlannedRun(Spec, kw_only=True):
-    """A run of a plan, teachers first."""
+    """A run of a plan, in an order in which each can be made from those before it."""
 
     run_id: str
-    role: Literal["teacher", "student", "reference"]
+    role: Literal["teacher", "trunk", "student", "reference"]
     spec: RunSpec
-    cost: Cost
+    cost: Cost  # what this run itself spends
     probe_ids: tuple[str, ...]
 
 
+class Refused(Spec, kw_only=True):
+    """A point of the grid that was left out, and every reason."""
+
+    cell: str
+    budget: float
+    verdicts: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
 class Plan(Spec, kw_only=True):
-    """All of a study: probes, runs (teachers first) and the cells of its grid."""
+    """All of a study: probes, runs (teachers first), the cells of its grid, and those left out."""
 
     name: str
     study_sha256: str
-    convention: Literal["matmul"]
-    charge: Literal["full", "shared", "none"]
+    convention: Convention
+    charge: Charge
+    match: Match
     execution: ExecSpec
     probes: dict[str, ProbeSpec]
     runs: tuple[PlannedRun, ...]
     cells: tuple[Cell, ...]
+    refused: tuple[Refused, ...] = ()
 
 
 class ProbeScore(Spec, kw_only=True):

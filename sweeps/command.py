@@ -1,0 +1,52 @@
+"""What all of `salt-sweep`'s subcommands share: their parser's form, the store, and how they print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+STORE_HELP = "the run store (default: $SALT_STORE, else ./salt-store)"
+STUDY_HELP = "a plan's name or its study file (default: the newest plan of the store)"
+
+
+def add_command(
+    commands: Any, name: str, run: Any, summary: str, description: str, examples: list[str]
+) -> argparse.ArgumentParser:
+    """A subcommand with `--store`, `--json` and examples; `run(args)` returns the exit code."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog="\n".join(["examples:", *(f"  {example}" for example in examples)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--store", help=STORE_HELP)
+    parser.add_argument("--json", action="store_true", help="print plain data instead of tables")
+    return parser
+
+
+def choose(store: Path, name: str | None) -> str:
+    """The wanted plan's name; says on stderr which one was taken when none was named."""
+    import sys
+
+    from salt.store import choose_plan
+
+    chosen = choose_plan(store, name)
+    if name is None:
+        print(f"taking the newest plan of {store}: {chosen}", file=sys.stderr)
+    return chosen
+
+
+def print_tables(tables: list[Any]) -> None:
+    from slurm.console import console
+
+    out = console()
+    for table in tables:
+        out.print(table)
+
+
+def print_json(data: object) -> None:
+    print(json.dumps(data, indent=2, allow_nan=False))
