@@ -1,7 +1,7 @@
 """The run store: files are the database.
 
 <store>/plans/<name>/{study.yaml, plan.jsonl, costs.csv}
-<store>/runs/<id[:2]>/<id>/{spec.json, env.json, claim, metrics.jsonl, ckpt/, artefact.safetensors,
+<store>/runs/<id[:2]>/<id>/{spec.json, env.json, claim, metrics.jsonl, ckpt/, kept/, artefact.safetensors,
                             probes/<probe_id>.json, error.json, result.json}
 <store>/cache/       disposable: decoded clips
 """
@@ -77,6 +77,7 @@ class RunDir:
         self.claim = self.path / "claim"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "ckpt"
+        self.kept = self.path / "kept"
         self.artefact = self.path / "artefact.safetensors"
         self.probes = self.path / "probes"
         self.error = self.path / "error.json"
@@ -98,9 +99,24 @@ class RunDir:
         path = self.probe(probe_id)
         return read_json(path, ProbeResult) if path.exists() else None
 
+    def kept_state(self, step: int) -> Path:
+        """The whole state after `step` steps (`RunSpec.keep_steps`); its seal is beside it."""
+        return self.kept / f"step-{step:08d}.safetensors"
+
+    def has_kept(self, step: int) -> bool:
+        """Whether that state is there, sealed. Its checksum is looked at when it is loaded."""
+        path = self.kept_state(step)
+        return path.with_suffix(".json").exists() and path.exists()
+
+    def missing_kept(self, spec: RunSpec) -> tuple[int, ...]:
+        """Steps whose state the run is to keep and that is not there."""
+        return tuple(step for step in spec.keep_steps if not self.has_kept(step))
+
     def is_complete(self, probe_ids: tuple[str, ...]) -> bool:
-        """Trained, and every wanted probe written."""
-        return self.result.exists() and all(self.probe(name).exists() for name in probe_ids)
+        """Trained, every wanted probe written, and every state that its spec keeps still there."""
+        if not self.result.exists() or not all(self.probe(name).exists() for name in probe_ids):
+            return False
+        return not self.spec.exists() or not self.missing_kept(self.read_spec())
 
 
 # --- plans --------------------------------------------------------------------------------------
