@@ -1,8 +1,8 @@
-"""Recipes: named, versioned rules from encoder size, batch and length to hyperparameters, each with its source.
+"""Recipes: named, versioned rules from encoder size, batch and length to hyperparameters, with sources.
 
-A published version never changes: editing one means a new number, for a study names its recipe as `salt@1` and
-must mean the same a year later. A test holds the outputs of every version by hash. A recipe rules the fields that
-its rules name and no others; losses, masks and the model are the study's.
+A published version never changes: editing one means a new number, for a study names its recipe as `salt@1`
+and must mean the same a year later. A test holds the outputs of every version by hash. A recipe rules the
+fields that its rules name and no others; losses, masks and the model are the study's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from typing import Any, Literal
 
 from salt.errors import UserError
-from salt.specs import ARMS, Arm, NonNegativeFloat, OptimSpec, PositiveInt, Spec, VitSpec
+from salt.specs import Arm, NonNegativeFloat, OptimSpec, PositiveInt, Spec, VitSpec
 from sweeps.document import unknown_name
 
 #: A warmup that takes more than this share of a run is worth a warning.
@@ -21,22 +21,22 @@ PUBLISHED_BATCH_CLIPS = 3072
 #: The recipe of a study that names none.
 DEFAULT_RECIPE = "salt@1"
 
-#: What a value does when batch or length differ from the published ones: nothing; grow with batch / 3072; grow
-#: with the root of it; or, for a warmup in steps, become a share of the run's own steps.
+#: What a value does when batch or length differ from the published ones: nothing; grow with batch / 3072;
+#: grow with the root of it; or, for a warmup in steps, become a share of the run's own steps.
 Follows = Literal["nothing", "batch", "root of batch", "length"]
 
 
 class Rule(Spec, kw_only=True):
     """One field of `OptimSpec` or `ObjectiveSpec` and where its value comes from.
 
-    `value` is the one at a batch of 3072 clips; of a rule that follows the length it is a number of steps. `None`
-    turns the thing off (no clipping). `citation` names the source, or says that there is none.
+    `value` is the one at a batch of 3072 clips; of a rule that follows the length it is a number of steps.
+    `None` turns the thing off (no clipping). `citation` names the source, or says that there is none.
     """
 
     field: str  # such as `optim.lr`
     value: NonNegativeFloat | None
     follows: Follows = "nothing"
-    arms: tuple[Arm, ...] = ARMS
+    arms: tuple[Arm, ...] | None = None  # None: all
     citation: str
 
     @property
@@ -65,8 +65,8 @@ class Recipe(Spec, kw_only=True):
     """A version of a set of rules. `schedule` is the study's schedule that it was published with.
 
     `published_steps` is the length of the source's main runs; rules that follow the length take it where the
-    length is not known yet. No rule here reads the encoder's size: the papers train all theirs, B to G, with one
-    setting. The size is an argument so that a later version may.
+    length is not known yet. No rule here reads the encoder's size: each paper has one setting for all its
+    sizes. The size is an argument so that a later version may.
     """
 
     name: str  # with its version, such as `salt@1`
@@ -98,7 +98,7 @@ class Recipe(Spec, kw_only=True):
         return {
             rule.field.removeprefix(section): rule.at(batch_clips, length)
             for rule in self.rules
-            if rule.field.startswith(section) and arm in rule.arms
+            if rule.field.startswith(section) and (rule.arms is None or arm in rule.arms)
         }
 
 
@@ -120,17 +120,15 @@ _VJEPA_CODE = "Bardes et al. 2024, arXiv 2404.08471, released code (facebookrese
 _VJEPA2 = "Assran et al. 2025, arXiv 2506.09985, table 9"
 _VJEPA2_SHORT = "Assran et al. 2025, arXiv 2506.09985, table 10"
 _VJEPA2_CODE = "Assran et al. 2025, arXiv 2506.09985, released code (facebookresearch/vjepa2)"
-#: The papers state no rule for other batches. V-JEPA's own configuration for a batch of 2400 keeps the rate of 3072.
+#: The papers state no rule for other batches. V-JEPA's own configuration for a batch of 2400 keeps the rate.
 _LINEAR = "; other batches: not stated, linear is how others read the configurations of V-JEPA 2"
-_ROOT = (
-    "; other batches: square root, Malladi et al. 2022, arXiv 2205.10287, the rule for Adam (betas are kept)"
-)
-_SALT_EMA = "Bardes et al. 2024, arXiv 2404.08471, table 8; the SALT paper does not state the EMA schedule of its baseline"
+_ROOT = "; other batches: square root, as Malladi et al. 2022 find for Adam, arXiv 2205.10287 (betas stay)"
+_SALT_EMA = f"{_VJEPA}; the SALT paper does not state the EMA schedule of its baseline"
 _EPS = "not stated in the paper; the default of PyTorch's AdamW"
 
 
 def _rule(field: str, value: float | None, citation: str, follows: Follows = "nothing") -> Rule:
-    arms: tuple[Arm, ...] = ("vjepa",) if field.startswith("objective.ema") else ARMS
+    arms: tuple[Arm, ...] | None = ("vjepa",) if field.startswith("objective.ema") else None
     return Rule(field=field, value=value, follows=follows, arms=arms, citation=citation)
 
 
@@ -167,7 +165,7 @@ _SALT_1 = Recipe(
         _rule(
             "optim.warmup_share",
             1 / 24,
-            f"{_SALT}: 10,000 of the main 240,000 steps; a share, so that a short teacher is not half warmup, is ours",
+            f"{_SALT}: 10,000 steps, of the main 240,000; that it is a share is ours (short teachers)",
         ),
         *_SALT_2509.rules[4:],
     ),
@@ -175,7 +173,7 @@ _SALT_1 = Recipe(
 
 _VJEPA_2404 = Recipe(
     name="vjepa-2404@1",
-    summary="V-JEPA: cosine over 90,000 steps, EMA 0.998 to 1 (its schedules cut at 1/1.25 are run in full)",
+    summary="V-JEPA: cosine, 90,000 steps, EMA 0.998 to 1 (its schedules, cut at 80 %, are run in full)",
     schedule="cosine",
     published_steps=90_000,
     rules=(
@@ -196,7 +194,7 @@ _VJEPA_2404 = Recipe(
 
 _VJEPA2_2506 = Recipe(
     name="vjepa2-2506@1",
-    summary="V-JEPA 2: constant rate after 12,000 steps, then a linear cooldown; weight decay and EMA constant",
+    summary="V-JEPA 2: constant rate after 12,000 steps, linear cooldown; weight decay and EMA constant",
     schedule="wsd",
     published_steps=252_000,
     rules=(
