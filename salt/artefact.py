@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from salt.checkpoint import Origin, load_kept
 from salt.errors import RunFailed
 from salt.specs import ModelSpec, RunSpec, TeacherRef
 from salt.store import RunDir, write_atomically
@@ -26,12 +27,11 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     branch: str
     weights_sha256: str
     teacher_sha256: str | None
+    trunk_sha256: str | None = None  # of the file of the trunk's state, for a cooldown
 
 
-def write_artefact(
-    run: RunDir, spec: RunSpec, encoder: Encoder, branch: str, teacher_sha256: str | None
-) -> None:
-    """Save the encoder that is kept, with the hash of its weights and of its teacher's."""
+def write_artefact(run: RunDir, spec: RunSpec, encoder: Encoder, branch: str, origin: Origin) -> None:
+    """Save the encoder that is probed, with the hash of its weights and of what it was made from."""
     from safetensors.torch import save as encode
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
@@ -40,7 +40,8 @@ def write_artefact(
         step=spec.steps,
         branch=branch,
         weights_sha256=weights_sha256(tensors),
-        teacher_sha256=teacher_sha256,
+        teacher_sha256=origin.teacher_sha256,
+        trunk_sha256=origin.trunk_sha256,
     )
     write_atomically(run.artefact, encode(tensors, metadata={"salt": msgspec.json.encode(about).decode()}))
 
@@ -94,20 +95,37 @@ def load_artefact(run: RunDir, spec: RunSpec) -> tuple[Encoder, str, str]:
     return encoder, about.branch, about.weights_sha256
 
 
+def load_kept_encoder(run: RunDir, spec: RunSpec, step: int) -> tuple[Encoder, str, str]:
+    """The same of the state that a run kept after `step` steps; the run itself may still be in training."""
+    from salt.learner import build_encoder
+
+    _, state = load_kept(run, step, "teacher")
+    branch, prefix = ("ema", "ema.") if spec.arm == "vjepa" else ("student", "encoder.")
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    encoder = build_encoder(spec.model.encoder, spec.model, spec.clip, spec.seed)
+    encoder.load_state_dict(tensors, strict=True)
+    return encoder, branch, weights_sha256(tensors)
+
+
 def load_teacher(
     store_run: RunDir, reference: TeacherRef, model: ModelSpec, clip: ClipSpec
 ) -> tuple[Encoder, str]:
-    """The frozen teacher of a student and its weights' hash; its tokens and input must be the student's."""
+    """The frozen teacher of a student and its weights' hash; its tokens and input must be the student's.
+
+    At its run's last step a teacher is that run's artefact, before it the state that the run kept. Its arm is
+    any that has an encoder: the student of one teacher may teach the next.
+    """
     from salt.learner import freeze
 
     if not store_run.spec.exists():
         raise RunFailed("teacher", f"teacher {reference.run_id} is not in the store {store_run.store}")
     spec = store_run.read_spec()
-    if spec.steps != reference.step or spec.model.encoder != reference.encoder:
+    finished = reference.step == spec.steps
+    if not (finished or reference.step in spec.keep_steps) or spec.model.encoder != reference.encoder:
         raise RunFailed(
             "teacher",
-            f"teacher {reference.run_id} has {spec.steps} steps and {spec.model.encoder}, "
-            f"not what its student was planned with: {reference}",
+            f"teacher {reference.run_id} has {spec.steps} steps, keeps its state at {list(spec.keep_steps)} "
+            f"and is {spec.model.encoder}, not what its student was planned with: {reference}",
         )
     same = (spec.clip, spec.model.patch_px, spec.model.tubelet_frames) == (
         clip,
@@ -119,5 +137,8 @@ def load_teacher(
             "teacher",
             f"teacher {reference.run_id} reads other tokens than its student: clip, patch or tubelet differ",
         )
-    encoder, _, digest = load_artefact(store_run, spec)
+    if finished:
+        encoder, _, digest = load_artefact(store_run, spec)
+    else:
+        encoder, _, digest = load_kept_encoder(store_run, spec, reference.step)
     return freeze(encoder), digest

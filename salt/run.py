@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from salt.errors import RunFailed, UserError
-from salt.specs import ExecSpec, PlannedRun, ProbeSpec, RunError, RunResult, RunSpec
+from salt.flops import run_cost
+from salt.optim import schedule_problems
+from salt.specs import ExecSpec, PlannedRun, ProbeSpec, RunError, RunResult, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 
 if TYPE_CHECKING:
@@ -30,6 +32,17 @@ class Environment(msgspec.Struct, kw_only=True):
     attempts: list[dict[str, str | None]] = []
 
 
+def run_problems(spec: RunSpec) -> list[str]:
+    """Why no attempt at this run can succeed, from its spec alone; empty if one may."""
+    problems = schedule_problems(spec)
+    if spec.cached_views is not None:
+        problems.append(
+            f"cached_views {spec.cached_views}: training on cached targets is planned and priced, but not "
+            "there yet; write `targets: online` in the study and plan again"
+        )
+    return problems
+
+
 def execute(
     store: Path,
     planned: PlannedRun,
@@ -40,14 +53,24 @@ def execute(
     """Do what is missing of a run: training from its newest checkpoint, then its probes, then `result.json`.
 
     The caller holds the run's claim. A failure is written to `error.json` and raised as `RunFailed`; a later
-    call tries again from the last checkpoint.
+    call tries again from the last checkpoint. A spec that is not the one that the run is named after raises
+    `RunFailed` before anything is written.
     """
     import torch
 
+    if spec_id(planned.spec) != planned.run_id:
+        raise RunFailed(
+            "code",
+            f"the spec planned as run {planned.run_id} is that of run {spec_id(planned.spec)}: "
+            "the plan was edited, or made by another version; plan again",
+        )
     torch.set_num_threads(execution.threads)
     run = RunDir(store, planned.run_id)
     attempt = _begin(run, planned.spec)
     try:
+        problems = run_problems(planned.spec)
+        if problems:
+            raise RunFailed("config", "; ".join(problems))
         _execute(run, planned, probes, execution, attempt, warn)
     except RunFailed as error:
         _record(run, error.kind, str(error), attempt, None)
@@ -75,6 +98,13 @@ def _execute(
 
         clips = _clips(run.store, spec, spec.data.fingerprint, execution, opened)
         train(spec, run, clips, execution, attempt, warn)
+    lost = run.missing_kept(spec)
+    if lost:
+        raise RunFailed(
+            "checkpoint",
+            f"the state at steps {list(lost)} is gone from {run.kept}, and the run is trained: "
+            "move its folder away to train it again",
+        )
     encoder: Encoder | None = None
     branch, digest = "raw", ""
     for probe_id in planned.probe_ids:
@@ -107,12 +137,13 @@ def _result(run: RunDir, planned: PlannedRun, attempt: int) -> RunResult:
     about = None if spec.arm == "raw" else read_about(run)
     last = {row["step"]: row for row in read_metrics(run.metrics)}.get(spec.steps, {})
     probes = [run.read_probe(probe_id) for probe_id in planned.probe_ids]
-    seen = spec.steps * spec.optim.batch_clips
+    first = 0 if spec.trunk is None else spec.trunk.step
+    seen = (spec.steps - first) * spec.optim.batch_clips
     return RunResult(
         run_id=run.run_id,
         arm=spec.arm,
         steps=spec.steps,
-        cost=planned.cost,
+        cost=run_cost(spec, planned.cost.convention),
         final_loss=last.get("loss"),
         artefact_sha256=about.weights_sha256 if about else None,
         teacher_sha256=about.teacher_sha256 if about else None,
@@ -120,9 +151,24 @@ def _result(run: RunDir, planned: PlannedRun, attempt: int) -> RunResult:
         train_wall_s=last.get("wall_s") if spec.steps else 0.0,
         probe_wall_s=round(sum(probe.wall_s for probe in probes if probe), 3),
         clips_seen=seen,
-        unique_clips=min(seen, spec.data.clips),
+        unique_clips=_unique_clips(spec, first * spec.optim.batch_clips, seen),
         epochs=seen / spec.data.clips,
     )
+
+
+def _unique_clips(spec: RunSpec, first: int, seen: int) -> int:
+    """Different clips among `seen` draws from the `first`-th on; each epoch is a permutation of the list."""
+    clips = spec.data.clips
+    into = first % clips
+    if into + seen <= clips or into + seen >= 2 * clips or into == 0:
+        return min(seen, clips)
+    from salt.randomness import generator, run_seed
+
+    # The end of one epoch and the beginning of the next, in the orders of `salt.batches`.
+    this, following = (
+        generator(run_seed(spec), "order", first // clips + more).permutation(clips) for more in (0, 1)
+    )
+    return len({*this[into:].tolist(), *following[: into + seen - clips].tolist()})
 
 
 def _clips(

@@ -12,26 +12,29 @@ import torch
 from salt import checkpoint
 from salt.artefact import load_teacher, weights_sha256, write_artefact
 from salt.batches import Batches
+from salt.checkpoint import Origin
 from salt.errors import RunFailed
 from salt.flops import step_cost
 from salt.learner import Learner
 from salt.metrics import Metrics
-from salt.optim import build_optimizer, ema_momentum, learning_rate, set_schedule, weight_decay
+from salt.optim import branch_problems, build_optimizer, rates, set_schedule
 from salt.randomness import run_seed
 from salt.specs import ExecSpec, RunSpec
 from salt.store import RunDir
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from salt.clips import Clips
 
 
 def train(
     spec: RunSpec, run: RunDir, clips: Clips, execution: ExecSpec, attempt: int, warn: Callable[[str], None]
 ) -> None:
-    """Train a run from its newest checkpoint, or from step 0, to its artefact.
+    """Train a run from its newest checkpoint, its trunk's kept state or step 0, to its artefact.
 
     Everything drawn at random is a function of (seed, step): a run that was killed ends in the same
-    weights as one that was not. Raises `RunFailed` (`diverged`, `teacher`, `checkpoint`).
+    weights as one that was not. Raises `RunFailed` (`diverged`, `teacher`, `trunk`, `checkpoint`).
     """
     device = torch.device(execution.device)
     labels = _label_numbers(spec, clips)
@@ -43,17 +46,11 @@ def train(
         learner.teacher, teacher_sha256 = load_teacher(teacher_run, spec.teacher, spec.model, spec.clip)
     learner.to(device)
     optimizer = build_optimizer(learner.trained, spec.optim)
+    start, earlier_wall_s, origin = _begin(spec, run, learner, optimizer, teacher_sha256, warn)
+
     batches = Batches(clips.frames, spec.clip, spec.model, spec.optim.batch_clips, run_seed(spec))
     step_flops = step_cost(spec).total_flops
-
-    start, earlier_wall_s = 0, 0.0
-    found = checkpoint.load_newest(run, warn)
-    if found is not None:
-        seal, tensors = found
-        learner.load_tensors({k: v for k, v in tensors.items() if not k.startswith("adam.")})
-        load_optimizer(optimizer, tensors, seal.step)
-        start, earlier_wall_s = seal.step, seal.train_wall_s
-
+    first = 0 if spec.trunk is None else spec.trunk.step
     began = time.perf_counter()
     first_bad = torch.full((), -1, device=device)  # first step whose loss or gradient was not finite
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -61,9 +58,8 @@ def train(
 
     with Metrics(run.metrics, attempt) as metrics:
         for step in range(start, spec.steps):
-            rate = learning_rate(spec.optim, step, spec.steps)
-            decay = weight_decay(spec.optim, step, spec.steps)
-            set_schedule(optimizer, rate, decay)
+            now = rates(spec, step)
+            set_schedule(optimizer, now.learning_rate, now.weight_decay)
 
             patches = batches(step).to(device)
             targets = None if labels is None else labels[batches.indices(step)].to(device)
@@ -72,15 +68,15 @@ def train(
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
             optimizer.step()
-            momentum = ema_momentum(spec.objective, step, spec.steps)
-            learner.update_teacher(momentum)
+            learner.update_teacher(now.ema_momentum)
 
             finite = torch.isfinite(loss) & torch.isfinite(norm)
             first_bad = torch.where((first_bad < 0) & ~finite, step, first_bad)
             done = step + 1
             logs = done % execution.log_every_steps == 0 or done == spec.steps
             saves = done % execution.checkpoint_every_steps == 0 and done < spec.steps
-            if not (logs or saves):
+            keeps = done in spec.keep_steps
+            if not (logs or saves or keeps):
                 continue
             wall_s = earlier_wall_s + time.perf_counter() - began
             if logs:
@@ -88,10 +84,10 @@ def train(
                     done,
                     loss=loss.item(),
                     grad_norm=norm.item(),
-                    lr=rate,
-                    weight_decay=decay,
-                    ema_momentum=momentum if spec.arm == "vjepa" else None,
-                    flops=done * step_flops,
+                    lr=now.learning_rate,
+                    weight_decay=now.weight_decay,
+                    ema_momentum=now.ema_momentum if spec.arm == "vjepa" else None,
+                    flops=(done - first) * step_flops,
                     wall_s=round(wall_s, 3),
                 )
             if first_bad >= 0:  # before any save: a poisoned checkpoint never replaces a good one
@@ -100,16 +96,73 @@ def train(
                     f"loss or gradient not finite at step {int(first_bad)} of {spec.steps}; "
                     "the last good checkpoint stays",
                 )
-            if saves:
+            if saves or keeps:
                 state = {**learner.tensors(), **optimizer_tensors(optimizer)}
-                checkpoint.save(run, done, state, attempt, wall_s)
+                packed = checkpoint.pack(
+                    run, done, state, attempt=attempt, train_wall_s=wall_s, origin=origin
+                )
+                if keeps:  # before the checkpoint: a run that goes on from there has kept it
+                    checkpoint.keep(run, packed, warn)
+                if saves:
+                    checkpoint.save(run, packed)
 
     if spec.arm == "salt":
         assert learner.teacher is not None
         if weights_sha256(learner.teacher.state_dict()) != teacher_sha256:
             raise RunFailed("teacher", "the frozen teacher's weights changed during training")
-    branch = "ema" if spec.arm == "vjepa" else "student"
-    write_artefact(run, spec, learner.probed(), branch, teacher_sha256)
+    write_artefact(run, spec, learner.probed(), "ema" if spec.arm == "vjepa" else "student", origin)
+
+
+def _begin(
+    spec: RunSpec,
+    run: RunDir,
+    learner: Learner,
+    optimizer: torch.optim.AdamW,
+    teacher_sha256: str | None,
+    warn: Callable[[str], None],
+) -> tuple[int, float, Origin]:
+    """Restore what was trained before, here or in the trunk: step to go on from, wall seconds, origin."""
+    found = checkpoint.load_newest(run, warn)
+    if found is not None:
+        seal, tensors = found
+        origin, wall_s = seal.origin, seal.train_wall_s
+        lost = [step for step in run.missing_kept(spec) if step <= seal.step]
+        if lost:
+            raise RunFailed(
+                "checkpoint",
+                f"the state at steps {lost} is gone from {run.kept}, and training is past it: "
+                "move the run's folder away to train it again",
+            )
+    elif spec.trunk is not None:
+        seal, tensors = load_trunk(run.store, spec)
+        origin, wall_s = Origin(teacher_sha256=seal.origin.teacher_sha256, trunk_sha256=seal.sha256), 0.0
+    else:
+        return 0, 0.0, Origin(teacher_sha256=teacher_sha256)
+    if origin.teacher_sha256 != teacher_sha256:
+        raise RunFailed(
+            "teacher",
+            f"run {seal.run_id} was trained to step {seal.step} with a teacher of weights "
+            f"{origin.teacher_sha256}, which now are {teacher_sha256}: train run {seal.run_id} again",
+        )
+    learner.load_tensors({k: v for k, v in tensors.items() if not k.startswith("adam.")})
+    load_optimizer(optimizer, tensors, seal.step)
+    return seal.step, wall_s, origin
+
+
+def load_trunk(store: Path, spec: RunSpec) -> tuple[checkpoint.Seal, dict[str, torch.Tensor]]:
+    """The state that a cooldown begins from, with its seal; `RunFailed("trunk")` if it does not fit."""
+    assert spec.trunk is not None
+    trunk = RunDir(store, spec.trunk.run_id)
+    if not trunk.spec.exists():
+        raise RunFailed("trunk", f"trunk {trunk.run_id} is not in the store {store}")
+    problems = branch_problems(spec, trunk.read_spec())
+    if problems:
+        raise RunFailed(
+            "trunk",
+            f"no run can branch off from trunk {trunk.run_id} at step {spec.trunk.step} like this: "
+            + "; ".join(problems),
+        )
+    return checkpoint.load_kept(trunk, spec.trunk.step, "trunk")
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:

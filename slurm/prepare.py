@@ -1,4 +1,4 @@
-"""What has to be there before workers start: the decoded clips of every list, made once."""
+"""What has to be so before workers start: runs that can be trained, and decoded clips of every list."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import os
 from pathlib import Path
 
 from salt.errors import UserError
+from salt.run import run_problems
 from salt.specs import DataSpec, Plan
+from slurm.names import run_names
 
 
 def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
     """Decode the lists of a plan into the store's cache, with all cores; a second time costs milliseconds.
 
     Raises:
-        UserError: a list is missing, differs from the one that was planned, or too many of its files are
-            broken.
+        UserError: a run cannot be trained whatever is there, or a list is missing, differs from the one that
+            was planned, or too many of its files are broken.
     """
     from salt.clips import planned_clips
 
+    refuse_runs(plan)
     clips = dict.fromkeys(run.spec.clip for run in plan.runs)
     for data in wanted_lists(plan):
         for clip in clips:
@@ -29,6 +32,17 @@ def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
                 workers=os.cpu_count() or 1,
                 progress=progress,
             )
+
+
+def refuse_runs(plan: Plan) -> None:
+    """Raise `UserError` for runs that no attempt could bring to an end: it names the first, and says why."""
+    names = run_names(plan)
+    bad = [(run, problems) for run in plan.runs if (problems := run_problems(run.spec))]
+    if bad:
+        run, problems = bad[0]
+        others = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        name = f" ({names[run.run_id]})" if run.run_id in names else ""
+        raise UserError(f"plan {plan.name}: run {run.run_id}{name}{others}: {'; '.join(problems)}")
 
 
 def wanted_lists(plan: Plan) -> list[DataSpec]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from enum import StrEnum
 from pathlib import Path
 
 from salt.claim import ClaimState, read_claim
-from salt.specs import Plan, PlannedRun, RunError, Spec
+from salt.specs import Plan, PlannedRun, RunError, RunSpec, Spec
 from salt.store import RunDir
 
 
@@ -31,8 +31,8 @@ MEANING: dict[State, str] = {
     State.LOST: "claimed by a process that died; the next worker resumes it",
     State.FAILED: "the last attempt stopped with an error; submit again retries",
     State.DIVERGED: "the loss stopped being a number; not retried unless asked",
-    State.WAITING: "its teacher is not trained yet",
-    State.BLOCKED: "its teacher failed",
+    State.WAITING: "the state that it begins from, its teacher's or its trunk's, is not there yet",
+    State.BLOCKED: "the run that makes that state failed",
     State.PENDING: "nothing in its way",
 }
 
@@ -50,7 +50,7 @@ class Standing(Spec, kw_only=True):
     trained: bool  # result.json is there; probes may be missing
     claim: ClaimState | None = None
     error: RunError | None = None
-    blocked_by: str | None = None  # the teacher's run
+    blocked_by: str | None = None  # the run that makes what it begins from
 
 
 def assess(
@@ -61,7 +61,7 @@ def assess(
     retry_diverged: bool = False,
     known_done: Container[str] = (),
 ) -> dict[str, Standing]:
-    """State of every run of a plan, in the plan's order (teachers come before their students).
+    """State of every run of a plan, in the plan's order (what a run begins from comes before it).
 
     Args:
         since_ns: an error written before this time (file clock, nanoseconds) is to be retried, so the run
@@ -69,16 +69,22 @@ def assess(
             whenever it was. known_done: runs that were seen complete already; they are not looked at again.
     """
     standings: dict[str, Standing] = {}
+    specs = {run.run_id: run.spec for run in plan.runs}
     for run in plan.runs:
         if run.run_id in known_done:
             standings[run.run_id] = Standing(run_id=run.run_id, state=State.DONE, trained=True)
         else:
-            standings[run.run_id] = _stand(store, run, standings, since_ns, retry_diverged)
+            standings[run.run_id] = _stand(store, run, specs, standings, since_ns, retry_diverged)
     return standings
 
 
 def _stand(
-    store: Path, run: PlannedRun, before: dict[str, Standing], since_ns: int, retry_diverged: bool
+    store: Path,
+    run: PlannedRun,
+    specs: Mapping[str, RunSpec],
+    before: dict[str, Standing],
+    since_ns: int,
+    retry_diverged: bool,
 ) -> Standing:
     folder = RunDir(store, run.run_id)
     trained = folder.result.exists()
@@ -94,15 +100,34 @@ def _stand(
         return Standing(run_id=run.run_id, state=state, trained=trained, error=error)
     if claim is not None:
         return Standing(run_id=run.run_id, state=State.LOST, trained=trained, claim=claim)
-    teacher = run.spec.teacher
-    if teacher is not None and not RunDir(store, teacher.run_id).artefact.exists():
-        above = before.get(teacher.run_id)
+    wanted = absent_states(store, run.spec, specs)
+    for run_id in wanted:
+        above = before.get(run_id)
         if above is not None and above.state in STUCK:
-            return Standing(
-                run_id=run.run_id, state=State.BLOCKED, trained=trained, blocked_by=teacher.run_id
-            )
-        return Standing(run_id=run.run_id, state=State.WAITING, trained=trained)
-    return Standing(run_id=run.run_id, state=State.PENDING, trained=trained)
+            return Standing(run_id=run.run_id, state=State.BLOCKED, trained=trained, blocked_by=run_id)
+    state = State.WAITING if wanted else State.PENDING
+    return Standing(run_id=run.run_id, state=state, trained=trained)
+
+
+def absent_states(store: Path, spec: RunSpec, specs: Mapping[str, RunSpec]) -> list[str]:
+    """Runs that have not yet made what this one begins from: its teacher's weights, its trunk's state.
+
+    A teacher's weights are its artefact if the student takes them at the teacher's last step, else the state
+    that it keeps at that step; then it need not be trained to its end. `specs` are those of the plan; a run
+    of another plan is known by its folder.
+    """
+    absent = []
+    if spec.teacher is not None:
+        folder = RunDir(store, spec.teacher.run_id)
+        teacher = specs.get(folder.run_id)
+        if teacher is None and folder.spec.exists():
+            teacher = folder.read_spec()
+        finished = teacher is None or spec.teacher.step == teacher.steps
+        if not (folder.artefact.exists() if finished else folder.has_kept(spec.teacher.step)):
+            absent.append(folder.run_id)
+    if spec.trunk is not None and not RunDir(store, spec.trunk.run_id).has_kept(spec.trunk.step):
+        absent.append(spec.trunk.run_id)
+    return absent
 
 
 def read_error_since(folder: RunDir, since_ns: int, retry_diverged: bool) -> RunError | None:
