@@ -1,0 +1,338 @@
+"""The closed form audited: the modules that train, built anew without memory and counted by two other tools.
+
+`salt.flops` derives FLOPs on paper. Here the same spec is built as `salt.vit.Encoder` and
+`salt.predictor.Predictor` on torch's meta device, which has shapes and no numbers, so that the largest sizes
+cost seconds and neither memory nor an accelerator; no model in use is ever touched. Two counters look at it:
+
+- `torch.utils.flop_counter`, operator by operator, forward and backward apart. Attention is made to run as
+  its two matrix products, because what the counter makes of fused attention depends on the device: nothing on
+  a CPU, recomputed scores in the backward pass of a GPU's kernels.
+- fvcore, on a trace, forward only (`fvcore=True`). It counts multiply-adds, so it is doubled; it does not
+  know fused attention, so a handle is added; its norms are left out, as in the convention.
+
+A step's FLOPs are linear in the clips. `COUNTED_CLIPS` are counted and scaled to the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from salt.flops import cache_cost, output_width, step_cost, target_encoder
+from salt.sizes import SIZES, grid, patch_values, tokens
+from salt.specs import Arm, ClipSpec, ModelSpec, NonNegativeInt, Part, RunSpec, Spec, VitSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Tool = Literal["torch", "fvcore"]
+
+#: Relative disagreement above which a closed form is reported.
+AUDIT_TOLERANCE = 0.01
+#: Clips that are really counted: above one, so that a product that forgets the batch would show.
+COUNTED_CLIPS = 2
+#: What fvcore's operators must be to count here: its norms and resamplings are not matrix products.
+MATRIX_PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "einsum", "conv", "scaled_dot_product_attention")
+
+
+class Gap(Spec, kw_only=True):
+    """One number of the closed form and one counter's, in FLOPs. `relative` is to the counted number."""
+
+    part: str
+    counter: str
+    closed: NonNegativeInt
+    counted: NonNegativeInt
+
+    @property
+    def relative(self) -> float:
+        if self.closed == self.counted:
+            return 0.0
+        return abs(self.closed - self.counted) / self.counted if self.counted else math.inf
+
+
+class AuditRow(Spec, kw_only=True):
+    """FLOPs of one part of a step of the whole batch; `teacher_cache` is of the whole run, once.
+
+    A part that the closed form or the count lacks is 0 there. `fvcore_forward` is None unless asked for.
+    """
+
+    part: str
+    closed_forward: NonNegativeInt
+    closed_backward: NonNegativeInt
+    counted_forward: NonNegativeInt
+    counted_backward: NonNegativeInt
+    fvcore_forward: NonNegativeInt | None = None
+
+    def gaps(self) -> list[Gap]:
+        """The closed form against each counter that looked at this part."""
+        pairs = [
+            ("torch, forward", self.closed_forward, self.counted_forward),
+            ("torch, backward", self.closed_backward, self.counted_backward),
+        ]
+        if self.fvcore_forward is not None:
+            pairs.append(("fvcore, forward", self.closed_forward, self.fvcore_forward))
+        return [Gap(part=self.part, counter=name, closed=a, counted=b) for name, a, b in pairs]
+
+
+class Audit(Spec, kw_only=True):
+    """All parts of one run, by formula and counted."""
+
+    arm: Arm
+    encoder: VitSpec
+    teacher: VitSpec | None
+    rows: tuple[AuditRow, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest relative disagreement of any part, direction and counter."""
+        return max((gap.relative for row in self.rows for gap in row.gaps()), default=0.0)
+
+    @property
+    def shape(self) -> str:
+        """The run in words, for messages."""
+        words = f"arm {self.arm}, encoder {_size_words(self.encoder)}"
+        return words if self.teacher is None else f"{words}, teacher {_size_words(self.teacher)}"
+
+
+def audit(spec: RunSpec, *, fvcore: bool = False) -> Audit:
+    """Count every part of a run and set it against the closed form; an arm without training has no rows.
+
+    With `fvcore` its forward count is there too, which nearly doubles the time.
+    """
+    closed = step_cost(spec).parts | cache_cost(spec).parts
+    counted = counted_parts(spec, "torch")
+    traced = counted_parts(spec, "fvcore") if fvcore else {}
+    zero = Part()
+    rows = [
+        AuditRow(
+            part=name,
+            closed_forward=closed.get(name, zero).forward,
+            closed_backward=closed.get(name, zero).backward,
+            counted_forward=counted.get(name, zero).forward,
+            counted_backward=counted.get(name, zero).backward,
+            fvcore_forward=traced.get(name, zero).forward if fvcore else None,
+        )
+        for name in dict.fromkeys([*closed, *counted, *traced])
+    ]
+    teacher = target_encoder(spec) if spec.arm == "salt" else None
+    return Audit(arm=spec.arm, encoder=spec.model.encoder, teacher=teacher, rows=tuple(rows))
+
+
+def audit_problems(specs: Iterable[RunSpec], *, fvcore: bool = False) -> list[str]:
+    """Each closed-form number that is off by more than `AUDIT_TOLERANCE`, in words.
+
+    Of runs that differ only in what no shape depends on (seed, steps, batch, rates, data) one is audited.
+    """
+    runs = {_shape_key(spec): spec for spec in specs}
+    problems = []
+    for spec in runs.values():
+        result = audit(spec, fvcore=fvcore)
+        for gap in (gap for row in result.rows for gap in row.gaps()):
+            if gap.relative > AUDIT_TOLERANCE:
+                problems.append(
+                    f"{result.shape}: {gap.part}: {gap.closed:,} FLOPs by formula, {gap.counted:,} counted "
+                    f"({gap.counter}), {gap.relative:.1%} apart"
+                )
+    return problems
+
+
+def _shape_key(spec: RunSpec) -> tuple[Any, ...]:
+    cached = spec.cached_views is not None
+    return spec.arm, spec.model, spec.clip, spec.masks, target_encoder(spec), cached
+
+
+def _size_words(vit: VitSpec) -> str:
+    names = [name for name, size in SIZES.items() if size == vit]
+    return " ".join([*names, f"(width {vit.width}, depth {vit.depth})"])
+
+
+def counted_parts(spec: RunSpec, tool: Tool) -> dict[str, Part]:
+    """Parts as `salt.flops` names them, counted by a tool, whole batch; fvcore gives no backward."""
+    if spec.arm in ("random", "raw"):
+        return {}
+    batch, vit = spec.optim.batch_clips, spec.model.encoder
+    parts: dict[str, Part] = {}
+    for (visible, target), times in _mask_shapes(spec).items():
+        embedding, trunk = count_encoder(tool, vit, spec.model, spec.clip, visible)
+        _add(parts, "patch_embedding", embedding, times * batch)
+        _add(parts, "encoder", trunk, times * batch)
+        if target is not None:
+            name = "decoder" if spec.arm == "pixel" else "predictor"
+            part = count_predictor(tool, spec.model, spec.clip, output_width(spec), visible, target)
+            _add(parts, name, part, times * batch)
+    teacher = target_encoder(spec)
+    if teacher is not None:
+        name, clips = _teacher_part(spec)
+        model = msgspec.structs.replace(spec.model, encoder=teacher)
+        _add(parts, name, count_teacher(tool, teacher, model, spec.clip), clips)
+    return parts
+
+
+def _mask_shapes(spec: RunSpec) -> Counter[tuple[int, int | None]]:
+    """How many masks have each (visible, target) pair; the supervised reference sees the whole clip once."""
+    if spec.arm == "supervised":
+        return Counter([(tokens(spec.model, spec.clip), None)])
+    return Counter((mask.visible_tokens, mask.target_tokens) for mask in spec.masks)
+
+
+def _teacher_part(spec: RunSpec) -> tuple[str, int]:
+    """Name of the teacher's part and how many clips it encodes there: a batch a step, or the cache once."""
+    if spec.cached_views is None:
+        return "teacher_forward", spec.optim.batch_clips
+    return "teacher_cache", spec.cached_views * spec.data.clips
+
+
+def _add(parts: dict[str, Part], name: str, one: Part, clips: int) -> None:
+    old = parts.get(name, Part())
+    parts[name] = Part(
+        forward=old.forward + clips * one.forward, backward=old.backward + clips * one.backward
+    )
+
+
+# Counts are a function of shapes alone, and a study's arms share their encoders: each is counted once.
+
+
+@functools.cache
+def count_encoder(
+    tool: Tool, vit: VitSpec, model: ModelSpec, clip: ClipSpec, count: int
+) -> tuple[Part, Part]:
+    """FLOPs of patch embedding and of trunk in training, on `count` tokens of one clip."""
+    with _meta():
+        encoder, patches, index = _encoder_inputs(vit, model, clip, count)
+        if tool == "fvcore":
+            operators = multiply_adds(encoder, (patches, index))
+            return _forward(operators["embed"]), _forward(operators["trunk"])
+        embedding = _count(encoder.embed, patches)
+        hidden = patches.new_empty(COUNTED_CLIPS, count, vit.width, requires_grad=True)
+        return embedding, _count(encoder.trunk, hidden, index)
+
+
+@functools.cache
+def count_predictor(
+    tool: Tool, model: ModelSpec, clip: ClipSpec, output: int, visible: int, target: int
+) -> Part:
+    """FLOPs of the predictor or pixel decoder in training, for one mask of one clip."""
+    with _meta():
+        predictor, *inputs = _predictor_inputs(model, clip, output, visible, target)
+        if tool == "fvcore":
+            return _forward(multiply_adds(predictor, tuple(inputs))[""])
+        return _count(predictor, *inputs)
+
+
+@functools.cache
+def count_teacher(tool: Tool, vit: VitSpec, model: ModelSpec, clip: ClipSpec) -> Part:
+    """FLOPs of a teacher on all tokens of one clip, without gradients."""
+    import torch
+
+    with _meta(), torch.no_grad():
+        encoder, patches, _ = _encoder_inputs(vit, model, clip, tokens(model, clip))
+        if tool == "fvcore":
+            return _forward(multiply_adds(encoder, (patches,))[""])
+        return _count(encoder, patches)
+
+
+@contextmanager
+def _meta() -> Iterator[None]:
+    """New tensors have no memory and can have gradients, whatever mode the caller is in."""
+    import torch
+
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _encoder_inputs(vit: VitSpec, model: ModelSpec, clip: ClipSpec, count: int) -> tuple[Any, Any, Any]:
+    """An encoder, patches [clips, count, P] and their places [clips, count]."""
+    import torch
+
+    from salt.vit import Encoder
+
+    # Not `build_encoder`: initialising would be work without numbers.
+    encoder = Encoder(vit, model, grid(model, clip), patch_values(model, clip))
+    patches = torch.empty(COUNTED_CLIPS, count, patch_values(model, clip))
+    return encoder, patches, _places(count)
+
+
+def _predictor_inputs(
+    model: ModelSpec, clip: ClipSpec, output: int, visible: int, target: int
+) -> tuple[Any, Any, Any, Any]:
+    """A predictor, latents [clips, visible, D] and the places of visible and target tokens."""
+    import torch
+
+    from salt.predictor import Predictor
+
+    width = model.encoder.width
+    predictor = Predictor(
+        model.predictor, grid(model, clip), model.position, input_width=width, output_width=output
+    )
+    latents = torch.empty(COUNTED_CLIPS, visible, width, requires_grad=True)
+    return predictor, latents, _places(visible), _places(target)
+
+
+def _places(count: int) -> torch.Tensor:
+    import torch
+
+    return torch.empty(COUNTED_CLIPS, count, dtype=torch.long)
+
+
+def _count(module: nn.Module, *inputs: torch.Tensor) -> Part:
+    """Forward and, where gradients are on, backward FLOPs of a module for one clip, counted by torch."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward:
+            output = module(*inputs)
+        with FlopCounterMode(display=False) as backward:
+            if torch.is_grad_enabled():
+                output.backward(torch.empty_like(output))
+    return Part(forward=_per_clip(forward.get_total_flops()), backward=_per_clip(backward.get_total_flops()))
+
+
+def _per_clip(flops: int) -> int:
+    each, rest = divmod(flops, COUNTED_CLIPS)
+    if rest:
+        raise ArithmeticError(f"{flops} FLOPs of {COUNTED_CLIPS} clips are not the same for every clip")
+    return each
+
+
+def multiply_adds(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...], *, attention: bool = True
+) -> dict[str, Counter[str]]:
+    """fvcore's forward counts by submodule and operator: multiply-adds, not FLOPs; "" is the whole module.
+
+    Without `attention` fvcore stays as it is delivered: it does not know fused attention and counts it as 0.
+    """
+    import warnings
+
+    with warnings.catch_warnings():
+        # fvcore 0.1.5 scripts a loss of its own when it is imported, which torch 2.13 calls outdated.
+        warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+        from fvcore.nn import FlopCountAnalysis
+
+    # What it does not support (norms' neighbours, GELU, rotations) is not part of the convention.
+    analysis = FlopCountAnalysis(module, inputs).unsupported_ops_warnings(False)
+    if attention:
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
+    counts: dict[str, Counter[str]] = analysis.by_module_and_operator()
+    return counts
+
+
+def _attention_multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
+    """Scores and values of q [..., n, d], k [..., m, d], v [..., m, e]; no causal mask is assumed."""
+    from fvcore.nn.jit_handles import get_shape
+
+    q, k, v = (get_shape(value) for value in inputs[:3])
+    return int(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))
+
+
+def _forward(operators: Counter[str]) -> Part:
+    """FLOPs of one clip from fvcore's multiply-adds by operator, matrix products only."""
+    return Part(forward=_per_clip(2 * int(sum(operators[name] for name in MATRIX_PRODUCTS))))
