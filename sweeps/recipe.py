@@ -103,18 +103,18 @@ class Recipe(Spec, kw_only=True):
 
 
 def number_text(value: float | None) -> str:
-    """Three digits or more, whole numbers in full, small ones as 6.25e-4; `off` for None."""
+    """Up to five digits, whole numbers in full, small ones as 6.25e-4; `off` for None."""
     if value is None:
         return "off"
     if value == 0 or abs(value) >= 0.01:
         return f"{value:,.0f}" if value >= 1000 else f"{value:.5g}"
-    mantissa, exponent = f"{value:.3e}".split("e")
+    mantissa, exponent = f"{value:.4e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
 # --- the recipes ----------------------------------------------------------------------------------
 
-_SALT = "Li et al. 2025, arXiv 2509.24317, table 5, the same for both stages"
+_SALT = "Li et al. 2025, arXiv 2509.24317, table 5"
 _VJEPA = "Bardes et al. 2024, arXiv 2404.08471, table 8"
 _VJEPA_CODE = "Bardes et al. 2024, arXiv 2404.08471, released code (facebookresearch/jepa)"
 _VJEPA2 = "Assran et al. 2025, arXiv 2506.09985, table 9"
@@ -134,7 +134,7 @@ def _rule(field: str, value: float | None, citation: str, follows: Follows = "no
 
 _SALT_2509 = Recipe(
     name="salt-2509@1",
-    summary="the SALT paper's table as printed: 10,000 steps of warmup whatever the length of a stage",
+    summary="the SALT paper's table as printed, both stages: 10,000 steps of warmup whatever the length",
     schedule="cosine",
     published_steps=240_000,
     rules=(
@@ -262,6 +262,6 @@ def warmup_warning(optim: OptimSpec, steps: int) -> str | None:
     if warmup <= WARMUP_LIMIT * steps:
         return None
     return (
-        f"the warmup takes {warmup:,} of {steps:,} steps, {warmup / steps:.0%} of the run and more than "
-        f"{WARMUP_LIMIT:.0%}: lower optim.warmup_share, or take a recipe whose warmup is a share of each run"
+        f"the warmup takes {warmup:,} of {steps:,} steps, {100 * warmup / steps:.0f} % of the run and "
+        f"more than {100 * WARMUP_LIMIT:.0f} %: lower optim.warmup_share, or take a recipe whose warmup is a share of each run"
     )
