@@ -263,5 +263,6 @@ def warmup_warning(optim: OptimSpec, steps: int) -> str | None:
         return None
     return (
         f"the warmup takes {warmup:,} of {steps:,} steps, {100 * warmup / steps:.0f} % of the run and "
-        f"more than {100 * WARMUP_LIMIT:.0f} %: lower optim.warmup_share, or take a recipe whose warmup is a share of each run"
+        f"more than {100 * WARMUP_LIMIT:.0f} %: lower optim.warmup_share, "
+        "or take a recipe whose warmup is a share of each run"
     )

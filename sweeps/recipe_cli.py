@@ -1,4 +1,4 @@
-"""`salt-sweep recipe`: list the recipes, show one's rules and values, compare it with the published tables."""
+"""`salt-sweep recipe`: list the recipes, show one's rules and values, compare it with the papers' tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from sweeps.recipe import (
 from sweeps.recipe_tables import PUBLISHED, DiffRow, diff, value_text
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from rich.table import Table
 
 #: Columns that every table here fits in.
@@ -86,7 +85,7 @@ def run_recipe(args: argparse.Namespace) -> int:
     """Run one command line; returns 0.
 
     Raises:
-        UserError: an unknown recipe or size, a number out of range, an argument that the action does not take.
+        UserError: an unknown recipe or size, a number out of range, an argument the action does not take.
     """
     if args.action == "list":
         if args.name is not None:
@@ -126,10 +125,10 @@ def _table(*columns: tuple[str, int], title: str | None = None) -> Table:
     return table
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
+def _paragraph(text: str) -> str:
+    import textwrap
 
-    return escape(text)
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
 
 
 # --- list -----------------------------------------------------------------------------------------
@@ -189,9 +188,9 @@ def _show(recipe: Recipe, point: Point, as_json: bool) -> int:
     table = _table(("field", 24), ("value", 9), ("rule", 26), ("source", 48), title=f"{recipe.name}: {point}")
     for rule in recipe.rules:
         if rule.field in values:
-            table.add_row(rule.field, number_text(values[rule.field]), rule.text, _escaped(rule.citation))
-    lines: list[RenderableType] = [table, f"schedule: {recipe.schedule}. {recipe.summary}"]
-    print_tables(lines + ([f"warning: {warning}"] if warning else []))
+            table.add_row(rule.field, number_text(values[rule.field]), rule.text, rule.citation)
+    lines = [f"schedule: {recipe.schedule}; {recipe.summary}", *([f"warning: {warning}"] if warning else [])]
+    print_tables([table, *map(_paragraph, lines)])
     return 0
 
 
@@ -225,11 +224,11 @@ def _diff(recipe: Recipe, point: Point, args: argparse.Namespace) -> int:
         return 0
     title = f"{recipe.name}: {point}"
     if args.against:
-        printed: RenderableType = _one_table(rows[args.against], tables[0].title, title)
+        printed = _one_table(rows[args.against], tables[0].title, title)
     else:
         printed = _all_tables(rows, title)
-    legend = "* differs; - not stated, or the study's to set"
-    print_tables([printed, legend, *(_escaped(f"{table.title}: {table.citation}") for table in tables)])
+    legend = "* differs; - not stated, or not ruled by a recipe"
+    print_tables([printed, legend, *(_paragraph(f"{table.title}: {table.citation}") for table in tables)])
     return 0
 
 

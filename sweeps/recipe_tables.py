@@ -75,7 +75,7 @@ RULED = (
     "ema_path",
     "schedule_run",
 )
-#: Fields that are the study's: batch, length, clips, masks and predictor.
+#: Fields that the study sets: batch, length, clips, masks and predictor; or that are fixed (crops).
 UNRULED = (
     "batch_clips",
     "steps",
@@ -161,17 +161,7 @@ _SALT = Published(
         }
     ),
     vjepa_entries={
-        field: Entry(value=None, note="not stated for the paper's V-JEPA 2 baseline")
-        for field in (
-            "lr_start",
-            "lr",
-            "lr_end",
-            "lr_path",
-            "warmup_steps",
-            "ema_start",
-            "ema_end",
-            "ema_path",
-        )
+        field: Entry(value=None, note="not stated for the paper's V-JEPA 2 baseline") for field in RULED
     },
 )
 
@@ -235,7 +225,7 @@ _VJEPA2 = Published(
 _VJEPA2_SHORT = Published(
     key="vjepa2-short",
     title="V-JEPA 2 short",
-    citation="Assran et al. 2025, arXiv 2506.09985, tables 10 and 12 (abbreviated recipe), and the released code",
+    citation="Assran et al. 2025, arXiv 2506.09985, table 10 (abbreviated recipe), table 12, released code",
     steps=90_000,
     entries=_entries(
         {
@@ -257,7 +247,7 @@ PUBLISHED: dict[str, Published] = {table.key: table for table in (_SALT, _VJEPA,
 
 
 def ours(recipe: Recipe, *, arm: Arm, size: VitSpec, batch_clips: int, steps: int) -> dict[str, Value]:
-    """What a recipe gives for each of `FIELDS`; None for what is the study's and not known here.
+    """What a recipe gives for each of `FIELDS`; None for what the study sets.
 
     The batch is in clips; `steps` of 0 means the length of the recipe's source.
     """
@@ -276,7 +266,8 @@ def ours(recipe: Recipe, *, arm: Arm, size: VitSpec, batch_clips: int, steps: in
         values |= objective | {"ema_path": "constant" if constant else "linear"}
     else:
         values |= {"ema_start": "none", "ema_end": "none", "ema_path": "none"}
-    values["schedule_run"] = "100 %"
+    # Schedules are run to their end, and crops are squares of `crop_px`, never rescaled, whatever the recipe.
+    values |= {"schedule_run": "100 %", "crop_scale": "fixed", "crop_aspect": "1"}
     values["batch_clips"], values["steps"] = batch_clips, length
     return values
 
@@ -299,7 +290,7 @@ def _row(field: str, mine: Value, published: Published, arm: Arm) -> DiffRow:
     if mine == "none" and value != "none":
         note = "this arm has no EMA teacher"
     if mine is None:
-        note = "; ".join(filter(None, ["the study's to set", note]))
+        note = "; ".join(filter(None, ["not ruled by a recipe", note]))
     return DiffRow(field=field, ours=mine, published=value, differs=_differs(mine, value), note=note)
 
 
