@@ -135,9 +135,6 @@ def test_every_output_is_a_strict_spec_and_every_rule_has_a_source() -> None:
     ):
         optim, objective = specs(recipe, arm, batch, steps)
         assert 0 < optim.lr_end < optim.lr_start < optim.lr
-            "cosine",
-            OptimSpec().batch_clips,
-        )  # both are the study's
         assert objective.ema_start <= objective.ema_end
         fields = set(recipe.optim(arm, LARGE, batch, steps))
         assert fields.isdisjoint({"schedule", "batch_clips"})  # both are the study's
