@@ -18,7 +18,7 @@ from sweeps.document import unknown_name
 WARMUP_LIMIT = 0.25
 #: The global batch in clips at which every published value holds.
 PUBLISHED_BATCH_CLIPS = 3072
-#: The recipe of a study that names none.
+#: What a new study should name. A study that names no recipe takes the plain defaults of the specs.
 DEFAULT_RECIPE = "salt@1"
 
 #: What a value does when batch or length differ from the published ones: nothing; grow with batch / 3072;
@@ -84,6 +84,9 @@ class Recipe(Spec, kw_only=True):
         """Fields of `OptimSpec` for a global batch in clips and a length in steps (0: not known yet).
 
         The batch itself and `schedule` are not among them: they are the study's.
+
+        Raises:
+            UserError: the batch, which may come unchecked from a study file, is not a number of clips.
         """
         return self._fields("optim.", arm, batch_clips, steps)
 
@@ -92,8 +95,10 @@ class Recipe(Spec, kw_only=True):
         return self._fields("objective.", arm, batch_clips, steps)
 
     def _fields(self, section: str, arm: Arm, batch_clips: int, steps: int) -> dict[str, Any]:
-        if batch_clips < 1 or steps < 0:
-            raise ValueError(f"a batch of {batch_clips} clips and {steps} steps: give at least 1 and 0")
+        if not isinstance(batch_clips, int) or batch_clips < 1:
+            raise UserError(f"optim.batch_clips: {batch_clips!r} is not a whole number of at least 1")
+        if steps < 0:
+            raise ValueError(f"{steps} steps: give 0 where the length is not known")
         length = steps or self.published_steps
         return {
             rule.field.removeprefix(section): rule.at(batch_clips, length)

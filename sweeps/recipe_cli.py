@@ -141,7 +141,7 @@ def _list(as_json: bool) -> int:
                 {
                     "name": recipe.name,
                     "summary": recipe.summary,
-                    "default": recipe.name == DEFAULT_RECIPE,
+                    "for_new_studies": recipe.name == DEFAULT_RECIPE,
                     "schedule": recipe.schedule,
                     "published_steps": recipe.published_steps,
                     "depends_on_steps": recipe.depends_on_steps,
@@ -152,7 +152,7 @@ def _list(as_json: bool) -> int:
         return 0
     table = _table(("recipe", 20), ("schedule", 8), ("steps", 7), ("what it is", 69))
     for recipe in RECIPES.values():
-        default = " (the default)" if recipe.name == DEFAULT_RECIPE else ""
+        default = " (for new studies)" if recipe.name == DEFAULT_RECIPE else ""
         table.add_row(recipe.name, recipe.schedule, f"{recipe.published_steps:,}", recipe.summary + default)
     print_tables([table])
     return 0

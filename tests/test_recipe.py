@@ -179,9 +179,11 @@ def test_names_and_numbers_that_do_not_exist_are_refused() -> None:
         find_recipe("slat@1")
     with pytest.raises(UserError, match=r"study.yaml: recipe: unknown name 'salt-2509@2'.*'salt-2509@1'"):
         find_recipe("salt-2509@2", "study.yaml: recipe")
-    for batch, steps in ((0, 100), (64, -1)):
-        with pytest.raises(ValueError, match="give at least"):
-            find_recipe("salt").optim("salt", LARGE, batch, steps)
+    for batch in (0, "64", 3.5):
+        with pytest.raises(UserError, match=r"optim.batch_clips: .* is not a whole number"):
+            find_recipe("salt").optim("salt", LARGE, batch, 100)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="-1 steps"):
+        find_recipe("salt").optim("salt", LARGE, 64, -1)
 
 
 def test_the_newest_version_is_the_highest_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +219,7 @@ def main(argv: list[str]) -> int:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("list", ["salt@1", "(the default)", "wsd", "252,000"]),
+        ("list", ["salt@1", "(for new", "wsd", "252,000"]),
         (
             "show salt --batch 768 --arm vjepa",
             ["salt@1: arm vjepa", "3.125e-4", "objective.ema_start", "2205.10287"],
@@ -241,7 +243,7 @@ def test_plain_data_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
         return json.loads(capsys.readouterr().out)
 
     listed = msgspec.convert(told("list"), list[dict[str, object]])
-    assert [entry["name"] for entry in listed if entry["default"]] == [DEFAULT_RECIPE]
+    assert [entry["name"] for entry in listed if entry["for_new_studies"]] == [DEFAULT_RECIPE]
     assert [entry["name"] for entry in listed] == list(RECIPES)
     shown = msgspec.convert(told("show vjepa2-2506 --arm vjepa"), dict[str, object])
     recipe = find_recipe("vjepa2-2506")
