@@ -1,0 +1,194 @@
+"""A site: the machines a study is to run on, as far as hours, days, money and memory depend on them.
+
+Nothing here changes what is trained or any FLOP budget: a site turns counted FLOPs into time. The share of
+the peak that training reaches (`utilisation`) is the one number that no data sheet gives; measure it with
+`salt-sweep benchmark`. docs/hardware.md says where the built-in values come from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from salt.errors import UserError
+from salt.sizes import SIZES
+from salt.specs import NonNegativeFloat, PositiveFloat, PositiveInt, Spec, VitSpec
+from sweeps.document import decode, parse_yaml, unknown_name
+
+Precision = Literal["bf16", "fp32"]
+Utilisation = Annotated[float, Meta(gt=0.0, le=1.0)]
+GIB = 2**30
+#: The entry of `utilisation` for sizes without one of their own.
+DEFAULT = "default"
+
+
+class SiteSpec(Spec, kw_only=True):
+    """A cluster, or one machine. A "GPU" is whatever one rank of a run computes on, a CPU included.
+
+    `peak_flops` are FLOP/s of one GPU's dense matrix products; `utilisation` is the share of the peak at
+    `precision` that a run's `matmul` FLOPs reach, by the size of the trained encoder. `max_gpus` caps the
+    GPUs in use at once by all runs. `reserve_gib` of each GPU's memory is left to the driver and to
+    fragmentation.
+    """
+
+    name: str
+    gpu: str
+    gpus_total: PositiveInt
+    gpus_per_node: PositiveInt
+    memory_gib: PositiveFloat
+    peak_flops: dict[Precision, PositiveFloat]
+    precision: Precision = "bf16"
+    utilisation: dict[str, Utilisation]
+    measured: tuple[str, ...] = ()  # entries of `utilisation` that were measured; the others are assumed
+    max_gpus: PositiveInt | None = None  # None: all of them
+    max_hours_per_job: PositiveFloat | None = None
+    price_per_gpu_hour: NonNegativeFloat | None = None
+    currency: str | None = None
+    reserve_gib: NonNegativeFloat = 4.0
+    note: str = ""
+
+    @property
+    def peak(self) -> float:
+        """Peak FLOP/s of one GPU at the site's precision."""
+        return self.peak_flops[self.precision]
+
+    @property
+    def gpu_cap(self) -> int:
+        """GPUs that all runs together may use at once."""
+        return self.max_gpus or self.gpus_total
+
+    @property
+    def usable_bytes(self) -> int:
+        """Memory of one GPU that a run may fill, in bytes."""
+        return int((self.memory_gib - self.reserve_gib) * GIB)
+
+    def entry(self, vit: VitSpec) -> str:
+        """The entry of `utilisation` that holds for an encoder: its size's name, else `default`."""
+        names = (name for name, size in SIZES.items() if size == vit and name in self.utilisation)
+        return next(names, DEFAULT)
+
+    def sustained_flops(self, vit: VitSpec) -> float:
+        """FLOP/s of one GPU that a run of this encoder reaches, in `matmul` FLOPs: peak x utilisation."""
+        return self.peak * self.utilisation[self.entry(vit)]
+
+    def source(self, vit: VitSpec) -> Literal["measured", "assumed"]:
+        """Whether the utilisation for this encoder was measured."""
+        return "measured" if self.entry(vit) in self.measured else "assumed"
+
+
+#: 64 A100 of 80 GB in nodes of 8. Peaks: NVIDIA A100 data sheet, dense. Utilisation: what the SALT paper's
+#: GPU-hours (arXiv 2509.24317, 80k teacher and 160k student steps) imply in this repository's FLOPs, by
+#: `tests/test_site.py`; sizes below L have no published hours and take a cautious default.
+DEFAULT_SITE = SiteSpec(
+    name="a100-64",
+    gpu="NVIDIA A100 80 GB",
+    gpus_total=64,
+    gpus_per_node=8,
+    memory_gib=79.0,
+    peak_flops={"bf16": 312e12, "fp32": 19.5e12},
+    utilisation={DEFAULT: 0.15, "vit_l": 0.17, "vit_h": 0.19, "vit_g": 0.22, "vit_gg": 0.27},
+    note="utilisation assumed: implied by the GPU-hours of arXiv 2509.24317, which leave out data loading "
+    "and communication",
+)
+
+
+def load_site(path: Path | str | None) -> SiteSpec:
+    """The site of a profile, or `DEFAULT_SITE` for None.
+
+    Raises:
+        UserError: the file cannot be read, has unknown keys or values that contradict each other; the message
+            names file, key and way out.
+    """
+    if path is None:
+        return DEFAULT_SITE
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}): name a site profile, such as a copy of "
+            "examples/sites/a100.yaml"
+        ) from error
+    site = decode(parse_yaml(data, file), SiteSpec, f"{file}: ")
+    problems = _problems(site)
+    if problems:
+        raise UserError("\n".join(f"{file}: {problem}" for problem in problems))
+    return site
+
+
+def with_measured(site: SiteSpec, where: str, precision: str, flops_per_s: dict[str, float]) -> SiteSpec:
+    """The profile with the measured FLOP/s of some sizes in it; every other value stays.
+
+    Shares are of the profile's own peak, so that peak x utilisation is the speed that was measured.
+
+    Raises:
+        UserError: the profile's peak cannot hold a measured speed, or is for another precision.
+    """
+    if site.precision != precision:
+        raise UserError(
+            f"{where}: precision {site.precision}, but this was measured in {precision}: "
+            "write to another profile, or measure on the device that it describes"
+        )
+    shares = {size: float(f"{rate / site.peak:.3g}") for size, rate in flops_per_s.items()}
+    for size, share in shares.items():
+        if not 0 < share <= 1:
+            raise UserError(
+                f"{where}: {size} reached {flops_per_s[size]:.4g} FLOP/s, {share:g} of "
+                f"peak_flops.{precision} {site.peak:g}: correct the peak, or write to another profile"
+            )
+    measured = tuple(dict.fromkeys([*site.measured, *shares]))
+    return msgspec.structs.replace(site, utilisation={**site.utilisation, **shares}, measured=measured)
+
+
+def site_yaml(site: SiteSpec) -> str:
+    """A profile as `load_site` reads it: keys in a fixed order, without those that hold their default."""
+    import yaml
+
+    data = msgspec.to_builtins(site)
+    for field in msgspec.structs.fields(SiteSpec):
+        if not field.required and field.name != "precision" and getattr(site, field.name) == field.default:
+            del data[field.name]
+    order = [DEFAULT, *SIZES]
+    data["utilisation"] = dict(sorted(data["utilisation"].items(), key=lambda item: order.index(item[0])))
+    data["peak_flops"] = dict(sorted(data["peak_flops"].items()))
+    if "measured" in data:
+        data["measured"] = sorted(data["measured"], key=order.index)
+    text: str = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return text
+
+
+def _problems(site: SiteSpec) -> list[str]:
+    """Every way in which the values of a profile contradict each other."""
+    problems = []
+    names = [DEFAULT, *SIZES]
+    problems += [
+        unknown_name(f"utilisation.{name}", name, names) for name in site.utilisation if name not in names
+    ]
+    if DEFAULT not in site.utilisation:
+        problems.append("utilisation: no entry `default`, which sizes without one of their own take: add it")
+    problems += [
+        f"measured: {name!r} has no entry in utilisation: add it there or take it from this list"
+        for name in site.measured
+        if name not in site.utilisation
+    ]
+    if site.precision not in site.peak_flops:
+        problems.append(
+            f"precision {site.precision}: peak_flops has {', '.join(site.peak_flops) or 'nothing'}: "
+            f"add peak_flops.{site.precision}, or name a precision that is there"
+        )
+    if site.gpus_per_node > site.gpus_total:
+        problems.append(f"gpus_per_node {site.gpus_per_node} is above gpus_total {site.gpus_total}")
+    if site.max_gpus is not None and site.max_gpus > site.gpus_total:
+        problems.append(
+            f"max_gpus {site.max_gpus} is above gpus_total {site.gpus_total}: lower it, or leave it out"
+        )
+    if site.reserve_gib >= site.memory_gib:
+        problems.append(
+            f"reserve_gib {site.reserve_gib:g} leaves nothing of memory_gib {site.memory_gib:g}: lower it"
+        )
+    if site.price_per_gpu_hour is not None and site.currency is None:
+        problems.append("price_per_gpu_hour: in what currency? add `currency:`, such as USD")
+    return problems
