@@ -73,8 +73,8 @@ def block_bytes(vit: VitSpec, rope: bool, precision: Precision) -> int:
 
     Korthikanti et al. 2022 (arXiv 2205.05198) count 34 d bytes in 16 bits for an MLP of width m = 4 d,
     without the attention map. Without dropout masks 16 d numbers remain: inputs and outputs of both norms
-    (4 d), query, key and value (3 d), the attention's output (d), the MLP's hidden layer before and after GELU
-    (2 m).
+    (4 d), query, key and value (3 d), the attention's output (d), and the MLP's hidden layer before and after
+    GELU (2 m).
     Here turned queries and keys (2 d) come on top, the log-sum-exp of each head (4 bytes) and both norms'
     statistics (16 bytes). Under autocast the norms' inputs stay in float32 and all else is bfloat16.
     """
@@ -233,7 +233,7 @@ def _clip_parts(spec: RunSpec, recompute: bool, precision: Precision) -> MemoryP
             continue
         saved += visible * model.encoder.width * number  # input of the predictor
         saved += (visible + target) * _trunk_bytes(model.predictor, rope, precision, 4, recompute)
-        saved += target * (model.predictor.width * number + 2 * 4 * wide)  # output layer; loss in float32
+        saved += target * (model.predictor.width * number + _loss_bytes(spec, wide))  # output layer and loss
     working = max(4 * target * wide for _, target in passes)
     if recompute:
         working = max(working, *(_again(spec, visible, target, precision) for visible, target in passes))
@@ -255,6 +255,12 @@ def _passes(spec: RunSpec) -> list[tuple[int, int]]:
         shape = (mask.visible_tokens, mask.target_tokens)
         shapes[shape] = shapes.get(shape, 0) + 1
     return [(times * visible, times * target) for (visible, target), times in shapes.items()]
+
+
+def _loss_bytes(spec: RunSpec, wide: int) -> int:
+    """Saved by the loss for one target token in float32: L2 keeps prediction and target, L1 the difference."""
+    kind = spec.objective.pixel_loss if spec.arm == "pixel" else spec.objective.latent_loss
+    return 4 * wide * (2 if kind == "l2" else 1)
 
 
 def _trunk_bytes(vit: VitSpec, rope: bool, precision: Precision, residual: int, recompute: bool) -> int:
@@ -279,13 +285,15 @@ def _again(spec: RunSpec, visible: int, target: int, precision: Precision) -> in
 def _inference_bytes(vit: VitSpec, rope: bool, precision: Precision) -> int:
     """Largest transient of one token in a block without gradients.
 
-    The MLP has its input and the hidden layer before and after GELU. Attention has its input, query, key and
-    value, and the turned queries and keys, which pass through float32.
+    In the MLP: the hidden layer before and after GELU (2 m), the block's input and the MLP's (2 d), and what
+    the block still holds of its attention: query, key and value (3 d), turned (2 d), and the output (d).
+    Queries and keys turn in float32, which is more where the MLP is narrow.
     """
     d, m = vit.width, vit.mlp_width
+    mlp = (8 if rope else 6) * d + 2 * m
     if precision == "fp32":
-        return 4 * max(d + 2 * m, 4 * d + (2 * d if rope else d))
-    return max(2 * d + 4 * m, 8 * d + (16 * d if rope else 2 * d))
+        return 4 * mlp
+    return max(2 * mlp, 24 * d if rope else 0)
 
 
 def _gathered_bytes(spec: RunSpec, number: int) -> tuple[int, int]:

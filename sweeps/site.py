@@ -8,10 +8,9 @@ the peak that training reaches (`utilisation`) is the one number that no data sh
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import Meta
 
 from salt.errors import UserError
 from salt.sizes import SIZES
@@ -19,7 +18,6 @@ from salt.specs import NonNegativeFloat, PositiveFloat, PositiveInt, Spec, VitSp
 from sweeps.document import decode, parse_yaml, unknown_name
 
 Precision = Literal["bf16", "fp32"]
-Utilisation = Annotated[float, Meta(gt=0.0, le=1.0)]
 GIB = 2**30
 #: The entry of `utilisation` for sizes without one of their own.
 DEFAULT = "default"
@@ -41,7 +39,7 @@ class SiteSpec(Spec, kw_only=True):
     memory_gib: PositiveFloat
     peak_flops: dict[Precision, PositiveFloat]
     precision: Precision = "bf16"
-    utilisation: dict[str, Utilisation]
+    utilisation: dict[str, float]
     measured: tuple[str, ...] = ()  # entries of `utilisation` that were measured; the others are assumed
     max_gpus: PositiveInt | None = None  # None: all of them
     max_hours_per_job: PositiveFloat | None = None
@@ -166,6 +164,11 @@ def _problems(site: SiteSpec) -> list[str]:
     names = [DEFAULT, *SIZES]
     problems += [
         unknown_name(f"utilisation.{name}", name, names) for name in site.utilisation if name not in names
+    ]
+    problems += [
+        f"utilisation.{name} {share:g}: give a share of the peak, above 0 and at most 1"
+        for name, share in site.utilisation.items()
+        if not 0 < share <= 1
     ]
     if DEFAULT not in site.utilisation:
         problems.append("utilisation: no entry `default`, which sizes without one of their own take: add it")
