@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import salt
 from salt.errors import UserError
-from salt.store import choose_plan, store_path
+from salt.plans import choose_plan
+from salt.store import store_path
 
 if TYPE_CHECKING:
     import pandas as pd

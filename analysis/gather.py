@@ -18,9 +18,10 @@ import pandas as pd
 
 from analysis.configs import configuration_ids, configuration_label, variants
 from salt.errors import UserError
+from salt.plans import read_plan
 from salt.sizes import encoder_parameters, patch_values
 from salt.specs import Cell, Plan, PlannedRun, ProbeResult, ProbeScore, RunResult
-from salt.store import RunDir, read_plan
+from salt.store import RunDir
 
 #: What identifies a score within a run.
 SCORE_KEY = ("kind", "label", "frames")

@@ -27,7 +27,8 @@ from analysis.records import write_csv
 from analysis.report_template import TEMPLATE
 from analysis.weak_teacher import teacher_student_table
 from salt.errors import UserError
-from salt.store import plan_dir, write_atomically
+from salt.plans import plan_dir
+from salt.store import write_atomically
 
 CONTENTS = (
     ("results", "What came out"),

@@ -13,7 +13,8 @@ class UserError(ValueError):
 class RunFailed(RuntimeError):
     """A run stopped for a reason that belongs in its `error.json`.
 
-    `kind` tells the causes apart: `diverged`, `data`, `teacher`, `disk`, `code`.
+    `kind` tells the causes apart: `diverged`, `data`, `teacher`, `trunk`, `checkpoint`, `config`, `disk`,
+    `code`.
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -101,9 +101,7 @@ def clip_lines(spec: RunSpec) -> dict[str, dict[str, int]]:
     masked = spec.arm != "supervised"
     counts = [mask.visible_tokens for mask in spec.masks] if masked else [tokens(model, clip)]
     parts = {
-        "patch_embedding": {
-            "embedding": sum(embedding_flops(vit, model, clip, count) for count in counts)
-        },
+        "patch_embedding": {"embedding": sum(embedding_flops(vit, model, clip, count) for count in counts)},
         "encoder": _summed([_times(block_lines(vit, count), vit.depth) for count in counts]),
     }
     if masked:
@@ -137,7 +135,8 @@ def step_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
 
 
 def cache_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
-    """FLOPs of encoding the cached targets, once: views x clips of the list. Empty for targets made online."""
+    """FLOPs of encoding the cached targets, once: views x clips of the list. Empty for targets made
+    online."""
     teacher = target_encoder(spec) if spec.cached_views is not None else None
     if teacher is None or spec.cached_views is None:
         return Cost(convention=convention)

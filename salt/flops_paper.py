@@ -1,9 +1,9 @@
 """FLOPs as the SALT paper counts them (arXiv 2509.24317, appendix on compute), for reproducing its tables.
 
-6 N D for trained parts and 2 N D for the teacher's forward pass, N with the patch embedding, D in tokens. A tenth
-of a clip's tokens are visible per mask whatever the real masks leave; the predictor and the pixel decoder see
-the whole clip per mask; the teacher sees it once. Attention products are left out. N are the paper's own rounded
-counts where it gives them, so that its printed figures come out; else the exact ones.
+6 N D for trained parts and 2 N D for the teacher's forward pass, N with the patch embedding, D in tokens. A
+tenth of a clip's tokens are visible per mask whatever the real masks leave; the predictor and the pixel
+decoder see the whole clip per mask; the teacher sees it once. Attention products are left out. N are the
+paper's own rounded counts where it gives them, so that its printed figures come out; else the exact ones.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ the processed tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from salt.errors import UserError
 from salt.randomness import generator
@@ -25,6 +25,9 @@ CANDIDATES = 4
 ROUNDS = 64
 #: A mask whose blocks meet its counts more rarely than this is refused when the plan is made.
 LEAST_ACCEPTANCE = 0.05
+#: V-JEPA 2 trains with 24 clips a device; that many device batches give the mean to about 1 % of the clip.
+CLIPS_PER_DEVICE = 24
+DEVICE_BATCHES = 1000
 
 Grid = tuple[int, int, int]
 
@@ -80,8 +83,18 @@ def _draw_blocks(
     aspect = np.exp(rng.uniform(np.log(mask.aspect_min), np.log(mask.aspect_max), (count, 1)))
     tall = np.clip(np.rint(np.sqrt(area * aspect)), 1, height)  # [count, 1]
     wide = np.clip(np.rint(np.sqrt(area / aspect)), 1, width)
-    top = np.floor(rng.random((count, mask.blocks)) * (height - tall + 1))  # [count, blocks]
-    left = np.floor(rng.random((count, mask.blocks)) * (width - wide + 1))
+    return _placed(rng, tall, wide, mask.blocks, side)
+
+
+def _placed(
+    rng: np.random.Generator, tall: NDArray[Any], wide: NDArray[Any], blocks: int, side: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Unions of `blocks` rectangles of the given sizes [count, 1] at random places, bool [count, *side]."""
+    import numpy as np
+
+    (height, width), count = side, len(tall)
+    top = np.floor(rng.random((count, blocks)) * (height - tall + 1))  # [count, blocks]
+    left = np.floor(rng.random((count, blocks)) * (width - wide + 1))
     y, x = np.arange(height), np.arange(width)
     rows = (y >= top[..., None]) & (y < (top + tall)[..., None])  # [count, blocks, height]
     columns = (x >= left[..., None]) & (x < (left + wide)[..., None])  # [count, blocks, width]
@@ -89,6 +102,43 @@ def _draw_blocks(
     counts = rows.transpose(0, 2, 1).astype(np.float32) @ columns.astype(np.float32)
     covered: NDArray[np.bool_] = counts > 0
     return covered
+
+
+def published_counts(
+    blocks: int,
+    scale: float,
+    aspect_min: float,
+    aspect_max: float,
+    grid: Grid,
+    clips: int = CLIPS_PER_DEVICE,
+) -> tuple[int, int]:
+    """Mean visible and target tokens of a clip under V-JEPA's published sampler; the same on every machine.
+
+    That sampler (facebookresearch/vjepa2) draws one block size for a device batch (`round(sqrt(area *
+    aspect))` cells high, the aspect uniform in its range), places the blocks for each clip, draws a clip
+    without a visible token again, and cuts every clip's two lists to the shortest of the batch: its mean
+    counts depend on the number of `clips` a device holds.
+    """
+    import numpy as np
+
+    time, *side = grid
+    height, width = side
+    rng = generator(0, "published mask counts", blocks, *grid, clips)
+    area = int(height * width * scale)
+    aspect = np.repeat(rng.uniform(aspect_min, aspect_max, DEVICE_BATCHES), clips)[:, None]
+    tall = np.clip(np.rint(np.sqrt(area * aspect)), 1, height)
+    wide = np.clip(np.rint(np.sqrt(area / aspect)), 1, width)
+    covered = np.full(len(tall), height * width)
+    for _ in range(ROUNDS):
+        empty = np.flatnonzero(covered == height * width)
+        if not len(empty):
+            break
+        places = _placed(rng, tall[empty], wide[empty], blocks, (height, width))
+        covered[empty] = places.sum(axis=(1, 2))
+    batches = covered.reshape(DEVICE_BATCHES, clips)
+    visible = (height * width - batches.max(axis=1)).mean() * time
+    target = batches.min(axis=1).mean() * time
+    return max(1, round(float(visible))), max(1, round(float(target)))
 
 
 def _accepted(blocks: NDArray[np.bool_], mask: MaskSpec, time: int) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from salt.specs import RunSpec
 
-#: Added to the seed of `salt` runs, which share their teacher's seed.
+#: Added to the seed of `salt` runs, which share their teacher's seed, once for each stage behind them.
 STUDENT_STREAM = 1 << 31
 
 
@@ -36,4 +36,8 @@ def run_seed(spec: RunSpec) -> int:
     Runs of one seed share them over arms, so that arms can be compared in pairs; but a student must not start
     at its own teacher's initial weights, nor see the same masks in the same order.
     """
-    return spec.seed + STUDENT_STREAM if spec.arm == "salt" else spec.seed
+    return (
+        spec.seed
+        if spec.arm != "salt" or spec.teacher is None
+        else spec.seed + spec.teacher.stage * STUDENT_STREAM
+    )

@@ -16,6 +16,9 @@ from msgspec import Meta, Struct
 #: Raised by hand when the arithmetic of training or probing changes, so that old runs stay apart.
 NUMERICS = 1
 
+#: Fingerprint of a list that is only declared: enough to plan with, not to submit.
+DECLARED = "declared"
+
 PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -28,6 +31,7 @@ Convention = Literal["matmul", "paper"]
 Charge = Literal["full", "shared", "none"]
 #: What cells of one budget have in common: training FLOPs, optimiser steps or GPU-hours.
 Match = Literal["flops", "steps", "gpu-hours"]
+Role = Literal["teacher", "trunk", "student", "reference"]
 Frames = Literal["ordered", "shuffled", "first", "middle"]
 ProbeKind = Literal["linear", "knn", "attentive"]
 
@@ -120,9 +124,9 @@ class ObjectiveSpec(Spec, kw_only=True):
 class OptimSpec(Spec, kw_only=True):
     """AdamW with a linear warmup (a share of the run) and a cosine to `lr_end`.
 
-    Under `constant` the rate stays at `lr` after the warmup (a trunk); under `cooldown` it falls linearly from
-    there to `lr_end` between the trunk's step and the last one. Both keep weight decay and EMA momentum at
-    their start values, as V-JEPA 2 does (arXiv 2506.09985). `clip_norm` limits the global gradient norm;
+    Under `constant` the rate stays at `lr` after the warmup (a trunk); under `cooldown` it falls linearly
+    from there to `lr_end` between the trunk's step and the last one. Both keep weight decay and EMA momentum
+    at their start values, as V-JEPA 2 does (arXiv 2506.09985). `clip_norm` limits the global gradient norm;
     `None` turns clipping off.
     """
 
@@ -141,11 +145,15 @@ class OptimSpec(Spec, kw_only=True):
 
 
 class TeacherRef(Spec, kw_only=True):
-    """The frozen teacher of a student: its run, the step of its artefact and its encoder."""
+    """The frozen teacher of a student: its run, the step of its weights and its encoder.
+
+    `stage` counts the runs behind those weights: 1 for a pixel run, 2 for a student of one, and so on.
+    """
 
     run_id: str
     step: NonNegativeInt
     encoder: VitSpec
+    stage: PositiveInt = 1
 
 
 class TrunkRef(Spec, kw_only=True):
@@ -158,7 +166,8 @@ class TrunkRef(Spec, kw_only=True):
 class RunSpec(Spec, kw_only=True):
     """One training run, whole: its id is a hash of this.
 
-    `steps` counts from the start of the path: a cooldown that branches off at step 900 and takes 100 steps has
+    `steps` counts from the start of the path: a cooldown that branches off at step 900 and takes 100 steps
+    has
     1000. `keep_steps` are steps whose whole state stays in the run's folder, for cooldowns that branch off
     there and for students of a teacher that is not fully trained. With `cached_views` the teacher's latents
     come from that many fixed views of each clip, encoded once; else it encodes every batch.
@@ -211,6 +220,7 @@ class ProbeSpec(Spec, kw_only=True):
 class ExecSpec(Spec, kw_only=True):
     """How and where a run executes. Nothing here changes a number."""
 
+    folder: str | None = None  # where the study file lay: its paths are relative to it
     lists: dict[str, str] = {}  # fingerprint -> path of the list on this machine
     device: str = "cpu"
     threads: PositiveInt = 1
@@ -283,7 +293,7 @@ class PlannedRun(Spec, kw_only=True):
     """A run of a plan, in an order in which each can be made from those before it."""
 
     run_id: str
-    role: Literal["teacher", "trunk", "student", "reference"]
+    role: Role
     spec: RunSpec
     cost: Cost  # what this run itself spends
     probe_ids: tuple[str, ...]
@@ -307,6 +317,7 @@ class Plan(Spec, kw_only=True):
     charge: Charge
     match: Match
     execution: ExecSpec
+    overrides: dict[str, Any] = {}  # keys of the study file that the command line replaced
     probes: dict[str, ProbeSpec]
     runs: tuple[PlannedRun, ...]
     cells: tuple[Cell, ...]

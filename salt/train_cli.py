@@ -12,8 +12,9 @@ import msgspec
 
 from salt import __version__
 from salt.errors import UserError
+from salt.plans import choose_plan, plan_names, read_plan
 from salt.specs import ExecSpec, PlannedRun, ProbeSpec, RunSpec, spec_id
-from salt.store import RunDir, choose_plan, plan_names, read_plan, store_path
+from salt.store import RunDir, store_path
 
 _EXAMPLES = """examples:
   salt-train run 3f2a --plan miniature             train and probe a run of a plan (an id, or its beginning)

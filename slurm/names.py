@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from salt.sizes import SIZES
 from salt.specs import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunName:
-    """`arm` is "teacher" for a teacher; `budget_flops` is the smallest budget the run serves, 0 for
+    """`arm` is "teacher" or "trunk" for those; `budget_flops` is the smallest budget the run serves, 0 for
     references.
     """
 
@@ -27,35 +28,45 @@ class RunName:
 
 
 def run_names(plan: Plan) -> dict[str, RunName]:
-    """run_id -> name, for every run of the plan."""
-    steps = {run.run_id: run.spec.steps for run in plan.runs}
-    names: dict[str, RunName] = {}
-    for cell in sorted(plan.cells, key=lambda cell: cell.budget_flops):
-        names.setdefault(
-            cell.run_id,
-            RunName(
-                arm=cell.arm,
-                size=cell.student,
-                teacher=cell.teacher,
-                budget_flops=cell.budget_flops,
-                seed=cell.seed,
-                total_steps=steps[cell.run_id],
-            ),
+    """run_id -> name, for every run of the plan, in the plan's order."""
+    budgets = _smallest_budgets(plan)
+    sizes = {vit: name for name, vit in SIZES.items()}
+    specs = {run.run_id: run.spec for run in plan.runs}
+    for cell in plan.cells:
+        if cell.arm != "raw":
+            sizes[specs[cell.run_id].model.encoder] = cell.student
+        if cell.teacher is not None and cell.teacher_run_id is not None:
+            sizes[specs[cell.teacher_run_id].model.encoder] = cell.teacher
+    names = {}
+    for run in plan.runs:
+        spec, teacher = run.spec, run.spec.teacher
+        vit = spec.model.encoder
+        names[run.run_id] = RunName(
+            arm=run.role if run.role in ("teacher", "trunk") else spec.arm,
+            size="raw" if spec.arm == "raw" else sizes.get(vit, f"{vit.width}x{vit.depth}"),
+            teacher=None if teacher is None else sizes.get(teacher.encoder),
+            budget_flops=budgets.get(run.run_id, 0),
+            seed=spec.seed,
+            total_steps=spec.steps,
         )
-    for cell in sorted(plan.cells, key=lambda cell: cell.budget_flops):
-        if cell.teacher_run_id is not None and cell.teacher is not None:
-            names.setdefault(
-                cell.teacher_run_id,
-                RunName(
-                    arm="teacher",
-                    size=cell.teacher,
-                    teacher=None,
-                    budget_flops=cell.budget_flops,
-                    seed=cell.seed,
-                    total_steps=steps[cell.teacher_run_id],
-                ),
-            )
     return names
+
+
+def _smallest_budgets(plan: Plan) -> dict[str, int]:
+    """run_id -> the smallest budget of a cell that needs the run, directly or on its way."""
+    needs: dict[str, list[str]] = {}
+    for run in plan.runs:
+        above = (run.spec.teacher, run.spec.trunk)
+        needs[run.run_id] = [reference.run_id for reference in above if reference is not None]
+    found: dict[str, int] = {}
+    for cell in sorted(plan.cells, key=lambda cell: cell.budget_flops):
+        waiting = [cell.run_id]
+        while waiting:
+            run_id = waiting.pop()
+            if run_id not in found:
+                found[run_id] = cell.budget_flops
+                waiting += needs.get(run_id, [])
+    return found
 
 
 def flops_text(flops: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from salt.errors import UserError
 from salt.run import run_problems
-from salt.specs import DataSpec, Plan
+from salt.specs import DECLARED, DataSpec, Plan
 from slurm.names import run_names
 
 
@@ -16,7 +16,7 @@ def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
 
     Raises:
         UserError: a run cannot be trained whatever is there, or a list is missing, differs from the one that
-            was planned, or too many of its files are broken.
+            was planned or only declared, or too many of its files are broken.
     """
     from salt.clips import planned_clips
 
@@ -57,6 +57,12 @@ def _list_path(plan: Plan, data: DataSpec) -> Path:
     try:
         return Path(plan.execution.lists[data.fingerprint])
     except KeyError:
+        if data.fingerprint == DECLARED:
+            raise UserError(
+                f"plan {plan.name}: the list {data.name!r} is only declared; name its file under `data:` in "
+                "the "
+                "study file, and plan again"
+            ) from None
         raise UserError(
             f"plan {plan.name}: it does not say where the list {data.name!r} is; plan again"
         ) from None

@@ -64,7 +64,7 @@ def plan_status(store: Path, plan: Plan) -> PlanStatus:
         folder = RunDir(store, run.run_id)
         trained = standing.trained or folder.artefact.exists()
         step = run.spec.steps if trained else last_step(folder.metrics)
-        planned = run.cost.total_flops
+        planned, start = run.cost.total_flops, run.spec.trunk.step if run.spec.trunk is not None else 0
         claim, error = standing.claim, standing.error
         runs.append(
             RunStatus(
@@ -78,7 +78,9 @@ def plan_status(store: Path, plan: Plan) -> PlanStatus:
                 planned_flops=planned,
                 done_flops=planned
                 if trained
-                else planned * min(step or 0, run.spec.steps) // max(run.spec.steps, 1),
+                else planned
+                * max(0, min(step or 0, run.spec.steps) - start)
+                // max(run.spec.steps - start, 1),
                 heartbeat_age_s=None if claim is None else round(claim.age_s, 1),
                 holder=None if claim is None else str(claim.holder),
                 kind=None if error is None else error.kind,

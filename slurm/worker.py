@@ -20,8 +20,9 @@ from pathlib import Path
 
 from salt.claim import Claim, ClaimHeld
 from salt.errors import RunFailed
+from salt.plans import read_plan
 from salt.specs import ExecSpec, Plan, PlannedRun, ProbeSpec, RunError
-from salt.store import RunDir, pretty_json, read_plan, write_atomically
+from salt.store import RunDir, pretty_json, write_atomically
 from slurm.names import run_names
 from slurm.states import ACTIVE, READY, STUCK, State, assess, read_error_since
 

@@ -1,9 +1,8 @@
-"""`salt-sweep`: plan a study, run it, say where it stands."""
+"""`salt-sweep`: plan a study, run it, say where it stands. Each command says more with `--help`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -12,10 +11,14 @@ from typing import Any
 
 from salt import __version__
 from salt.errors import UserError
-from salt.store import choose_plan, plan_dir, read_plan, store_path
-
-_STORE_HELP = "the run store (default: $SALT_STORE, else ./salt-store)"
-_STUDY_HELP = "a plan's name or its study file (default: the newest plan of the store)"
+from salt.plans import read_plan
+from salt.store import store_path
+from sweeps.benchmark_cli import add_benchmark
+from sweeps.command import STUDY_HELP, add_command, choose, print_json, print_tables
+from sweeps.diff_cli import add_diff
+from sweeps.ledger import add_ledger
+from sweeps.plan_cli import add_plan
+from sweeps.recipe_cli import add_recipe
 
 
 def main(argv: list[str]) -> int:
@@ -30,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="salt-sweep",
         description="Plan a study at matched FLOPs, run it, and say where it stands.",
         epilog="examples:\n"
+        "  salt-sweep plan --budget 1e21\n"
         "  salt-sweep plan study.yaml\n"
         "  salt-sweep submit study --on local\n"
         "  salt-sweep status study",
@@ -37,59 +41,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"salt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_plan(commands)
+    add_plan(commands)
     _add_submit(commands)
     _add_status(commands)
+    add_diff(commands)
+    add_ledger(commands)
+    add_recipe(commands)
+    add_benchmark(commands)
     return parser
-
-
-def _add_command(
-    commands: Any, name: str, run: Any, summary: str, description: str, examples: list[str]
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog="\n".join(["examples:", *(f"  {example}" for example in examples)]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    parser.add_argument("--store", help=_STORE_HELP)
-    parser.add_argument("--json", action="store_true", help="print plain data instead of tables")
-    return parser
-
-
-def _add_plan(commands: Any) -> None:
-    parser = _add_command(
-        commands,
-        "plan",
-        _plan,
-        "price and check a study's grid and write its plan",
-        "Solve the steps of every cell so that teacher, teacher inference and student together cost the\n"
-        "budget within 1 %, check that all of it can be built, show the prices, and write the plan.\n"
-        "Nothing is written if any cell is bad.",
-        [
-            "salt-sweep plan study.yaml",
-            "salt-sweep plan study.yaml --budget 1e20 --budget 1e21",
-            "salt-sweep plan study.yaml --quick      # the study's own small version, as <name>-quick",
-            "salt-sweep plan --budget 1e21           # the newest plan's study at another budget",
-        ],
-    )
-    parser.add_argument(
-        "study", nargs="?", metavar="STUDY.yaml", help="the study file (default: that of the newest plan)"
-    )
-    parser.add_argument(
-        "--budget",
-        type=float,
-        action="append",
-        metavar="FLOPS",
-        help="total training FLOPs of a cell, instead of the file's budgets; may be given several times",
-    )
-    parser.add_argument("--quick", action="store_true", help="lay the file's section `quick` over it")
 
 
 def _add_submit(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "submit",
         _submit,
@@ -103,7 +66,7 @@ def _add_submit(commands: Any) -> None:
             "salt-sweep submit --on inline           # the newest plan, in this process",
         ],
     )
-    parser.add_argument("study", nargs="?", metavar="STUDY", help=_STUDY_HELP)
+    parser.add_argument("study", nargs="?", metavar="STUDY", help=STUDY_HELP)
     parser.add_argument(
         "--on",
         choices=("local", "inline"),
@@ -119,7 +82,7 @@ def _add_submit(commands: Any) -> None:
 
 
 def _add_status(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "status",
         _status,
@@ -131,62 +94,24 @@ def _add_status(commands: Any) -> None:
             "salt-sweep status study --json",
         ],
     )
-    parser.add_argument("study", nargs="?", metavar="STUDY", help=_STUDY_HELP)
+    parser.add_argument("study", nargs="?", metavar="STUDY", help=STUDY_HELP)
 
 
 # --- commands -------------------------------------------------------------------------------------
 
 
-def _plan(args: argparse.Namespace) -> int:
-    from salt.clips import require_decodable
-    from sweeps.config import load_study
-    from sweeps.plan import build_plan, write_plan
-    from sweeps.show import plan_json, plan_tables
-
-    store = store_path(args.store)
-    budgets = tuple(args.budget) if args.budget else None
-    for budget in budgets or ():
-        if not 0 < budget < float("inf"):
-            raise UserError(f"--budget {budget}: give a positive number of FLOPs, such as 1e21")
-    if args.study is not None:
-        study = load_study(Path(args.study), quick=args.quick, budgets_flops=budgets)
-    else:
-        name = _choose(store, None)
-        planned = plan_dir(store, name) / "study.yaml"
-        lists = _lists_of(store, name)
-        study = load_study(planned, quick=args.quick, budgets_flops=budgets, lists=lists)
-        if name == f"{study.name}-quick":  # the newest plan is a quick one: stay with it
-            study = load_study(planned, quick=True, budgets_flops=budgets, lists=lists)
-    plan = build_plan(study)
-    for path in dict.fromkeys(study.lists.values()):
-        require_decodable(path, study.file.clip)
-    written = write_plan(store, plan, study.data)
-    if args.json:
-        _print_json(
-            {
-                **plan_json(plan),
-                "store": str(store),
-                "folder": str(written.folder),
-                "written": written.outcome,
-            }
-        )
-    else:
-        _print_tables(plan_tables(plan))
-        print(written)
-    return 0
-
-
 def _submit(args: argparse.Namespace) -> int:
     from slurm.local import Submission, run_local
-    from slurm.prepare import prepare_clips
+    from slurm.prepare import prepare_clips, refuse_runs
     from slurm.states import STUCK, State, assess
     from slurm.status import plan_status, problem_table
+    from sweeps.auditing import audit_plan
 
     if args.workers is not None and (args.workers < 1 or args.on == "inline"):
         way_out = "it is one process" if args.on == "inline" else "give at least 1"
         raise UserError(f"--workers {args.workers} with --on {args.on}: {way_out}")
     store = store_path(args.store)
-    name = _choose(store, args.study)
+    name = choose(store, args.study)
     plan = read_plan(store, name)
     since_ns = _now_ns(store, name)
     standings = assess(store, plan, since_ns=since_ns, retry_diverged=args.retry_diverged)
@@ -195,6 +120,8 @@ def _submit(args: argparse.Namespace) -> int:
     if missing:
         workers = min(args.workers or os.cpu_count() or 1, len(missing))
         _announce(name, len(missing), len(plan.runs), plan_status(store, plan), args.on, workers)
+        refuse_runs(plan)
+        audit_plan(store, plan)
         prepare_clips(store, plan)
         submission = Submission(store=store, plan=plan, since_ns=since_ns, retry_diverged=args.retry_diverged)
         if args.on == "inline":
@@ -208,10 +135,10 @@ def _submit(args: argparse.Namespace) -> int:
     status = plan_status(store, plan)
     bad = [run for run in status.runs if run.state is not State.DONE]
     if args.json:
-        _print_json({"plan": name, "sent": len(missing), "runs": len(plan.runs), "counts": status.counts})
+        print_json({"plan": name, "sent": len(missing), "runs": len(plan.runs), "counts": status.counts})
     else:
         if bad:
-            _print_tables([problem_table(bad)])
+            print_tables([problem_table(bad)])
         done = len(plan.runs) - len(bad)
         print(f"plan {name}: {done} of {len(plan.runs)} runs done; {len(missing)} were sent")
     return 1 if bad else code
@@ -232,31 +159,15 @@ def _status(args: argparse.Namespace) -> int:
     from slurm.status import plan_status, status_tables
 
     store = store_path(args.store)
-    status = plan_status(store, read_plan(store, _choose(store, args.study)))
+    status = plan_status(store, read_plan(store, choose(store, args.study)))
     if args.json:
-        _print_json(msgspec.to_builtins(status))
+        print_json(msgspec.to_builtins(status))
     else:
-        _print_tables(status_tables(status))
+        print_tables(status_tables(status))
     return 0
 
 
 # --- helpers --------------------------------------------------------------------------------------
-
-
-def _choose(store: Path, name: str | None) -> str:
-    """The wanted plan's name; says on stderr which one was taken when none was named."""
-    chosen = choose_plan(store, name)
-    if name is None:
-        print(f"taking the newest plan of {store}: {chosen}", file=sys.stderr)
-    return chosen
-
-
-def _lists_of(store: Path, name: str) -> dict[str, Path]:
-    """Where the lists of a plan lie: its copy of the study file is away from them."""
-    plan = read_plan(store, name)
-    probe = next(iter(plan.probes.values()))
-    found = {"train": probe.train, "selection": probe.selection, "report": probe.report}
-    return {split: Path(plan.execution.lists[data.fingerprint]) for split, data in found.items()}
 
 
 def _now_ns(store: Path, name: str) -> int:
@@ -265,15 +176,3 @@ def _now_ns(store: Path, name: str) -> int:
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n")
     return stamp.stat().st_mtime_ns
-
-
-def _print_tables(tables: list[Any]) -> None:
-    from slurm.console import console
-
-    out = console()
-    for table in tables:
-        out.print(table)
-
-
-def _print_json(data: object) -> None:
-    print(json.dumps(data, indent=2, allow_nan=False))

@@ -32,7 +32,7 @@ def choose(store: Path, name: str | None) -> str:
     """The wanted plan's name; says on stderr which one was taken when none was named."""
     import sys
 
-    from salt.store import choose_plan
+    from salt.plans import choose_plan
 
     chosen = choose_plan(store, name)
     if name is None:

@@ -1,272 +1,236 @@
-"""The grid of a study: every way of spending a budget, priced, with whole steps.
+"""The grid of a study: every way of spending a budget, priced, with whole steps, as columns.
 
-The equal-FLOPs rule: training of the teacher + the student's own training, its teacher's inference included,
-equals the budget within `TOLERANCE`. Arms without a trained teacher spend the whole budget on the student.
+The rule of equal cost: what a cell is charged of its teachers' training, the student's own training and its
+teacher's inference together equal the budget within `TOLERANCE`. Arms without a trained teacher spend the
+whole budget on the student. The unit is FLOPs, steps or GPU-hours, by the study's `match`. Everything is
+arrays over the points of the grid; texts are made for the points that someone asks for.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import msgspec
+from salt.specs import ARMS, Arm
+from sweeps.bases import Base, Bases
+from sweeps.study import Study
+from sweeps.teachers import TeacherTable, TeacherWay, teacher_ways
 
-from salt.errors import UserError
-from salt.flops import step_cost
-from salt.masks import check_masks
-from salt.sizes import check_model, grid
-from salt.specs import ARMS, Arm, Cost, DataSpec, RunSpec, TeacherRef
-from sweeps.config import Recipe, SaltConfig, Study
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-#: Largest |spent - budget| / budget of a cell.
+    Ints = NDArray[np.int64]
+    Floats = NDArray[np.float64]
+
+#: Largest |charged - budget| / budget of a cell.
 TOLERANCE = 0.01
 
+#: Verdicts of a point, as bits; a point may have several.
+CANNOT_BE_BUILT, TOO_SMALL, TEACHER_EXCEEDS, MISSES, REPEATS, DOES_NOT_FIT = 1, 2, 4, 8, 16, 32
+VERDICTS = {
+    CANNOT_BE_BUILT: "cannot be built",
+    TOO_SMALL: "too small",
+    TEACHER_EXCEEDS: "teacher exceeds budget",
+    MISSES: "misses budget",
+    REPEATS: "repeats data",
+    DOES_NOT_FIT: "does not fit",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way of spending a budget: a cell without its seed."""
+class Axes:
+    """The names along the axes of one arm."""
 
     arm: Arm
-    student: str
-    budget_flops: int
-    teacher: str | None = None
-    teacher_share: float | None = None
-    teacher_flops: int | None = None
-    changes: dict[str, Any] = field(default_factory=dict)  # swept fields
-
-    @property
-    def name(self) -> str:
-        """Unique within a study; plain ASCII."""
-        parts: list[str] = [self.arm, self.student]
-        if self.teacher is not None:
-            paid = (
-                f"share{self.teacher_share!r}"
-                if self.teacher_flops is None
-                else short_flops(self.teacher_flops)
-            )
-            parts += ["from", self.teacher, paid]
-        parts.append(short_flops(self.budget_flops))
-        parts += [f"{key}={value}" for key, value in self.changes.items()]
-        return "-".join(parts)
-
-    def __str__(self) -> str:
-        text = f"arm {self.arm}, student {self.student}"
-        if self.teacher is not None:
-            paid = (
-                f"share {self.teacher_share:g}"
-                if self.teacher_flops is None
-                else f"{self.teacher_flops:.4g} FLOPs"
-            )
-            text += f", teacher {self.teacher} ({paid})"
-        changes = "".join(f", {key}={value}" for key, value in self.changes.items())
-        return f"{text}, budget {self.budget_flops:.4g}{changes}"
+    students: tuple[str, ...]
+    teachers: tuple[TeacherWay, ...]  # empty but for salt
+    changes: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solved:
-    """A way that can be paid: specs with whole steps (seed 0) and the price of one step of each."""
+class Grid:
+    """All points, in the order of the study file: budgets, arms, students, teachers, swept fields.
 
-    way: Way
-    student: RunSpec
-    student_step: Cost
-    teacher: RunSpec | None
-    teacher_step: Cost | None
-    residual: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """A way that cannot be taken, with every reason."""
-
-    way: Way
-    reasons: tuple[str, ...]
-
-
-def short_flops(flops: int) -> str:
-    """Exact and short: 800G, 1200G, 60M, or all digits."""
-    for unit, size in (("E", 10**18), ("P", 10**15), ("T", 10**12), ("G", 10**9), ("M", 10**6)):
-        if flops % size == 0:
-            return f"{flops // size}{unit}"
-    return str(flops)
-
-
-def ways(study: Study) -> Iterator[Way]:
-    """All of the grid, in the order of the study file: budgets, arms, students, teachers, payments, swept
-    fields.
+    Columns have one entry a point. `arm`, `budget`, `student`, `teacher`, `change` are places on the axes
+    (teacher -1: none), `group` numbers the trained teacher (-1: none), `base` the base of the run that ends
+    the cell.
     """
-    file = study.file
-    for budget, arm in itertools.product(file.budgets_flops, ARMS):
+
+    study: Study
+    bases: Bases
+    axes: tuple[Axes, ...]
+    table: TeacherTable | None
+    arm: Ints
+    budget: Ints
+    student: Ints
+    teacher: Ints
+    change: Ints
+    base: Ints
+    group: Ints
+    steps: Ints
+    charged: Floats  # in the unit of the study
+    residual: Floats
+    verdict: Ints
+    students_per_group: Ints  # by group
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def axes_of(self, point: int) -> Axes:
+        return self.axes[int(self.arm[point])]
+
+    def base_of(self, point: int) -> Base:
+        return self.bases.all[int(self.base[point])]
+
+    def teacher_of(self, point: int) -> TeacherWay | None:
+        place = int(self.teacher[point])
+        return None if place < 0 else self.axes_of(point).teachers[place]
+
+
+def solve_grid(study: Study, bases: Bases) -> Grid:
+    """Whole steps and a verdict for every point of the grid."""
+    import numpy as np
+
+    blocks = [_Block(study, bases, place, axes) for place, axes in enumerate(_axes(study))]
+    table = next((block.table for block in blocks if block.table is not None), None)
+    for block in blocks:
+        block.solve()
+    columns = {
+        name: np.concatenate([getattr(block, name).ravel() for block in blocks])
+        for name in ("arm", "budget", "student", "teacher", "change", "base", "group", "steps", "charged")
+    } | {
+        name: np.concatenate([getattr(block, name).ravel() for block in blocks])
+        for name in ("residual", "verdict")
+    }
+    order = np.argsort(columns["budget"], kind="stable")  # arms within budgets, as in the file
+    return Grid(
+        study=study,
+        bases=bases,
+        axes=tuple(block.axes for block in blocks),
+        table=table,
+        students_per_group=table.students if table is not None else np.zeros(0, dtype=np.int64),
+        **{name: column[order] for name, column in columns.items()},
+    )
+
+
+def _axes(study: Study) -> list[Axes]:
+    found = []
+    for arm in ARMS:
         config = study.arm(arm)
         if config is None:
             continue
-        for student in config.students or file.students:
-            for teacher, share, flops in _teachers(config, budget):
-                for values in itertools.product(*config.sweep.values()):
-                    yield Way(
-                        arm=arm,
-                        student=student,
-                        budget_flops=int(budget),
-                        teacher=teacher,
-                        teacher_share=share,
-                        teacher_flops=flops,
-                        changes=dict(zip(config.sweep, values, strict=True)),
-                    )
-
-
-def _teachers(config: object, budget: float) -> Iterator[tuple[str | None, float | None, int | None]]:
-    if not isinstance(config, SaltConfig):
-        yield None, None, None
-        return
-    for teacher in config.teachers:
-        for share in config.teacher_share:
-            yield teacher, share, None
-        for flops in config.teacher_flops:
-            yield teacher, flops / budget, int(flops)
-
-
-def solve_grid(study: Study, data: DataSpec) -> list[Solved]:
-    """Whole steps for every way of the grid.
-
-    Raises:
-        UserError: lists every way that cannot be built or paid, with its reasons.
-    """
-    outcomes = [solve(study, way, data) for way in ways(study)]
-    refused = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
-    if refused:
-        raise UserError(_refusal_text(study, refused, len(outcomes)))
-    return [outcome for outcome in outcomes if isinstance(outcome, Solved)]
-
-
-def solve(study: Study, way: Way, data: DataSpec) -> Solved | Refusal:
-    """Whole steps for one way: the teacher's are rounded first, the student gets what is left."""
-    problems = build_problems(study, *[size for size in (way.student, way.teacher) if size is not None])
-    if problems:
-        return Refusal(way=way, reasons=problems)
-    budget, spent = way.budget_flops, 0
-    teacher: RunSpec | None = None
-    teacher_step: Cost | None = None
-    reference: TeacherRef | None = None
-    if way.teacher is not None:
-        teacher = run_spec(study, "pixel", way.teacher, data, study.recipe("pixel"))
-        teacher_step = step_cost(teacher)
-        asked = way.teacher_flops if way.teacher_flops is not None else (way.teacher_share or 0.0) * budget
-        steps = round(asked / teacher_step.total_flops)
-        spent = steps * teacher_step.total_flops
-        if steps < study.file.minimum_steps:
-            return Refusal(way=way, reasons=(_few_steps("teacher", steps, asked, teacher_step, study),))
-        if spent >= budget:
-            reason = f"teacher exceeds budget: its {steps} steps cost {spent:.4g} of {budget:.4g} FLOPs"
-            return Refusal(way=way, reasons=(reason,))
-        teacher = _with_steps(teacher, steps)
-        reference = TeacherRef(run_id="unnamed", step=steps, encoder=teacher.model.encoder)
-    student = run_spec(
-        study, way.arm, way.student, data, study.recipe(way.arm, way.changes), teacher=reference
-    )
-    price = step_cost(student)
-    steps = round((budget - spent) / price.total_flops)
-    if steps < study.file.minimum_steps:
-        return Refusal(way=way, reasons=(_few_steps("student", steps, budget - spent, price, study),))
-    residual = (spent + steps * price.total_flops - budget) / budget
-    student = _with_steps(student, steps)
-    reasons = _limits(study, residual, price, student, teacher)
-    if reasons:
-        return Refusal(way=way, reasons=reasons)
-    return Solved(
-        way=way,
-        student=student,
-        student_step=price,
-        teacher=teacher,
-        teacher_step=teacher_step,
-        residual=residual,
-    )
-
-
-def run_spec(
-    study: Study,
-    arm: Arm,
-    size: str,
-    data: DataSpec,
-    recipe: Recipe,
-    *,
-    steps: int = 0,
-    teacher: TeacherRef | None = None,
-) -> RunSpec:
-    """A run of this study, for seed 0."""
-    return RunSpec(
-        arm=arm,
-        seed=0,
-        steps=steps,
-        model=study.model(size),
-        clip=study.file.clip,
-        data=data,
-        masks=study.file.masks,
-        objective=recipe.objective,
-        optim=recipe.optim,
-        teacher=teacher,
-    )
-
-
-def build_problems(study: Study, *sizes: str) -> tuple[str, ...]:
-    """Every reason why models of these sizes cannot be built, each once, in the study file's words."""
-    problems: dict[str, None] = {}
-    for size in sizes:
-        for text in check_model(study.model(size), study.file.clip, study.file.masks):
-            problems[text.replace("model.encoder", f"size {size}")] = None
-    if sizes and not problems:
-        model = study.model(sizes[0])
-        problems |= dict.fromkeys(check_masks(study.file.masks, grid(model, study.file.clip)))
-    return tuple(problems)
-
-
-def epochs(spec: RunSpec) -> float:
-    """How often a run sees each clip of its list on average."""
-    return spec.steps * spec.optim.batch_clips / spec.data.clips
-
-
-def _limits(
-    study: Study, residual: float, price: Cost, student: RunSpec, teacher: RunSpec | None
-) -> tuple[str, ...]:
-    reasons = []
-    if abs(residual) > TOLERANCE:
-        reasons.append(
-            f"misses its budget by {100 * residual:+.2f} %, more than {100 * TOLERANCE:g} %: "
-            f"one step is {price.total_flops:.4g} FLOPs; raise the budget or lower optim.batch_clips"
-        )
-    limit = study.file.maximum_epochs
-    for name, spec in (("student", student), ("teacher", teacher)):
-        if spec is None:
-            continue
-        batch, clips = spec.optim.batch_clips, spec.data.clips
-        if limit is not None and epochs(spec) > limit:
-            reasons.append(
-                f"{name} repeats data {epochs(spec):.4g} times ({spec.steps} x {batch} clips on {clips}), "
-                f"more than maximum_epochs {limit:g}"
+        values = itertools.product(*config.sweep.values())
+        found.append(
+            Axes(
+                arm=arm,
+                students=config.students or study.file.students,
+                teachers=teacher_ways(study) if arm == "salt" else (),
+                changes=tuple(dict(zip(config.sweep, combination, strict=True)) for combination in values),
             )
-        if batch > clips:
-            reasons.append(f"{name}: a batch of {batch} clips is larger than the training list of {clips}")
-    return tuple(reasons)
+        )
+    return found
 
 
-def _few_steps(who: str, steps: int, flops: float, price: Cost, study: Study) -> str:
-    if flops < price.total_flops:
-        return f"too small: {flops:.4g} FLOPs for the {who} is below one step ({price.total_flops:.4g} FLOPs)"
-    return f"too small: {steps} steps for the {who} is below minimum_steps {study.file.minimum_steps}"
+class _Block:
+    """The points of one arm, as arrays [budgets, students, teachers, changes]."""
+
+    def __init__(self, study: Study, bases: Bases, place: int, axes: Axes) -> None:
+        import numpy as np
+
+        self.study, self.bases, self.axes = study, bases, axes
+        self.table = TeacherTable(study, bases, axes.teachers) if axes.teachers else None
+        counts = (len(axes.students), max(1, len(axes.teachers)), len(axes.changes))
+        self.shape = (len(study.budgets), *counts)
+        self.own = self._own_bases(counts)
+        names = ("budget", "student", "teacher", "change")
+        for name, index in zip(names, np.indices(self.shape, dtype=np.int64), strict=True):
+            setattr(self, name, index)
+        self.arm = np.full(self.shape, place, dtype=np.int64)
+        if self.table is None:
+            self.teacher = np.full(self.shape, -1, dtype=np.int64)
+
+    def _own_bases(self, counts: tuple[int, ...]) -> Ints:
+        """Number of the base of every (student, teacher, change), int64 [S, T, C]."""
+        import numpy as np
+
+        axes = self.axes
+        targets: list[tuple[str | None, int]] = [(way.size, len(way.stages)) for way in axes.teachers]
+        targets = targets or [(None, 1)]
+        by_target: dict[tuple[str | None, int], Ints] = {}
+        for target in dict.fromkeys(targets):
+            numbers = [
+                self.bases.get(axes.arm, student, target[0], change, stage=target[1]).number
+                for student in axes.students
+                for change in axes.changes
+            ]
+            by_target[target] = np.array(numbers).reshape(counts[0], counts[2])
+        return np.stack([by_target[target] for target in targets], axis=1)
+
+    def solve(self) -> None:
+        """Steps, charges and verdicts; under `charge: shared` until the number of sharers stands still."""
+        import numpy as np
+
+        own = [self.bases.all[number] for number in np.unique(self.own)]
+        lookup = np.zeros((4, len(self.bases.all)))
+        for base in own:
+            problems = bool(base.problems)
+            misfit = base.fit is not None and base.fit.problem is not None
+            lookup[:, base.number] = (base.unit_price, base.unit_cache, base.batch, problems + 2 * misfit)
+        price, cache, batch, flags = lookup[:, self.own]
+        fixed = (flags.astype(np.int64) & 1) * CANNOT_BE_BUILT + (flags >= 2) * DOES_NOT_FIT
+        self.base = np.broadcast_to(self.own, self.shape)
+        self._fixed_verdict = np.broadcast_to(fixed.astype(np.int64), self.shape)
+        budgets = np.array(self.study.budgets)[:, None, None, None]
+        if self.table is None:
+            self.group = np.full(self.shape, -1, dtype=np.int64)
+            self._pay(price, batch, budgets, np.zeros((1, 1, 1, 1)), np.zeros_like(cache))
+            return
+        self.group = np.broadcast_to(self.table.group[:, None, :, None], self.shape)
+        spent = self.table.spent[:, None, :, None]
+        sharers = np.bincount(self.group.ravel(), minlength=self.table.groups)
+        while True:
+            part, cached = _shares(self.study.file.charge, sharers[self.group])
+            self._pay(price, batch, budgets, spent * part, cache * cached)
+            counted = np.bincount(self.group[self.verdict == 0], minlength=self.table.groups)
+            # Fewer sharers pay more each, so more points may fail. The count only falls, so this ends.
+            if self.study.file.charge != "shared" or (counted >= sharers).all():
+                break
+            sharers = np.minimum(counted, sharers)
+        self.table.students = sharers if self.study.file.charge == "shared" else counted
+
+    def _pay(self, price: Floats, batch: Floats, budgets: Floats, above: Floats, cache: Floats) -> None:
+        import numpy as np
+
+        file = self.study.file
+        left = budgets - above - cache
+        self.steps = np.maximum(np.rint(left / price), 0).astype(np.int64)
+        self.charged = above + cache + self.steps * price
+        self.residual = (self.charged - budgets) / budgets
+        verdict = self._fixed_verdict.copy()
+        exceeds = np.broadcast_to((above + cache > 0) & (left < price), self.shape)
+        if self.table is not None:
+            verdict |= self.table.verdict[:, None, :, None]
+        verdict |= exceeds * TEACHER_EXCEEDS
+        verdict |= (~exceeds & (self.steps < file.minimum_steps)) * TOO_SMALL
+        verdict |= (
+            ~exceeds & (self.steps >= file.minimum_steps) & (np.abs(self.residual) > TOLERANCE)
+        ) * MISSES
+        if file.maximum_epochs is not None:
+            verdict |= (self.steps * batch > file.maximum_epochs * self.bases.data.clips) * REPEATS
+        # What cannot be built has no price, so nothing else is known of it.
+        unbuilt = (verdict & CANNOT_BE_BUILT) > 0
+        self.verdict = np.where(unbuilt, CANNOT_BE_BUILT, verdict)
 
 
-def _with_steps(spec: RunSpec, steps: int) -> RunSpec:
-    return msgspec.structs.replace(spec, steps=steps)
+def _shares(charge: str, sharers: Ints) -> tuple[Any, Any]:
+    """The parts of the teachers' training and of the cached targets that a point is charged."""
+    import numpy as np
 
-
-def _refusal_text(study: Study, refused: list[Refusal], total: int) -> str:
-    """All bad ways; a reason that every one of them shares is said once."""
-    head = (
-        f"{study.path}: {len(refused)} of {total} cells (seeds apart) cannot be planned; nothing was written"
-    )
-    shared = set(refused[0].reasons).intersection(*(refusal.reasons for refusal in refused))
-    lines = [head, *(f"  every cell below: {reason}" for reason in refused[0].reasons if reason in shared)]
-    for refusal in refused:
-        own = [reason for reason in refusal.reasons if reason not in shared]
-        lines.append(f"  {refusal.way}" + (f": {'; '.join(own)}" if own else ""))
-    return "\n".join(lines)
+    if charge == "full":
+        return 1.0, 1.0
+    if charge == "none":
+        return 0.0, 1.0
+    part = 1.0 / np.maximum(1, sharers)
+    return part, part

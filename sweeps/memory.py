@@ -258,7 +258,7 @@ def _passes(spec: RunSpec) -> list[tuple[int, int]]:
 
 
 def _loss_bytes(spec: RunSpec, wide: int) -> int:
-    """Saved by the loss for one target token in float32: L2 keeps prediction and target, L1 the difference."""
+    """Saved by the loss for one target token in float32: L2 keeps both sides, L1 their difference."""
     kind = spec.objective.pixel_loss if spec.arm == "pixel" else spec.objective.latent_loss
     return 4 * wide * (2 if kind == "l2" else 1)
 

@@ -1,4 +1,4 @@
-"""From a checked study to a plan: runs named by their content, teachers first, and the plan's files.
+"""From a checked study to a plan: lists read, the grid solved, the plan's files written.
 
     <store>/plans/<name>/{study.yaml, plan.jsonl, costs.csv}
 
@@ -7,215 +7,86 @@ The same study and data give the same bytes.
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from salt.errors import UserError
-from salt.flops import run_cost
 from salt.lists import VideoList, data_spec, read_list
-from salt.specs import (
-    Arm,
-    Cell,
-    Cost,
-    DataSpec,
-    ObjectiveSpec,
-    OptimSpec,
-    Plan,
-    PlannedRun,
-    ProbeSpec,
-    RunSpec,
-    spec_id,
-)
-from salt.store import encode_plan, plan_dir, read_plan, write_atomically
-from sweeps.config import SPLITS, ProbeConfig, Recipe, Role, Study
-from sweeps.grid import Solved, build_problems, epochs, run_spec, solve_grid
+from salt.plans import decode_plan, plan_dir
+from salt.specs import DECLARED, DataSpec, Plan, ProbeSpec
+from salt.store import write_atomically
+from sweeps.bases import Bases
+from sweeps.config import SPLITS, DeclaredData, ProbeConfig
+from sweeps.draft import Draft
+from sweeps.grid import solve_grid
+from sweeps.references import references_of
+from sweeps.study import Study
+from sweeps.verdicts import refuse
 
-REFERENCE_ARMS: tuple[Arm, ...] = ("random", "supervised", "raw")
+if TYPE_CHECKING:
+    from sweeps.site import SiteSpec
 
 
-def build_plan(study: Study) -> Plan:
+def draft_plan(study: Study) -> Draft:
     """The whole plan of a study; reads the lists, writes nothing.
 
     Raises:
         UserError: a list is missing, empty or lacks a label, or cells cannot be built or paid.
     """
-    lists = {split: read_list(study.lists[split]) for split in SPLITS}
+    lists = {
+        key: read_list(source)
+        for key, source in study.sources.items()
+        if not isinstance(source, DeclaredData)
+    }
     _check_lists(study, lists)
-    data = {split: data_spec(video_list, split) for split, video_list in lists.items()}
+    data = {key: _data(key, source, lists) for key, source in study.sources.items()}
     _check_sample_sizes(study, data)
-    cells = [
-        cell for solved in solve_grid(study, data["train"]) for cell in _cells_of(solved, study.file.seeds)
-    ]
-    cells += _references(study, data["train"])
-    _check_same_twice(study, [cell for cell, _, _ in cells])
+    grid = solve_grid(study, Bases(study, data["train"], site_of(study)))
+    refuse(grid)
     suites = {probe.name: _probe_spec(study, probe, data) for probe in study.file.probes}
-    runs, ledger = _runs(study, cells, {name: spec_id(spec) for name, spec in suites.items()})
-    return Plan(
-        name=study.name,
-        study_sha256=study.sha256,
-        convention="matmul",
-        charge="full",
-        execution=msgspec.structs.replace(
-            study.file.execution, lists={data[split].fingerprint: str(study.lists[split]) for split in SPLITS}
-        ),
-        probes={spec_id(spec): spec for spec in suites.values()},
-        runs=runs,
-        cells=tuple(_with_sharing(cell, ledger) for cell, _, _ in cells),
-    )
+    paths = {data[key].fingerprint: str(study.sources[key]) for key in lists}
+    execution = msgspec.structs.replace(study.file.execution, folder=str(study.folder), lists=paths)
+    draft = Draft(grid, execution, suites, references_of(grid, data["train"]))
+    _check_same_twice(study, draft)
+    return draft
 
 
-#: A cell with the spec of its run and of its teacher's.
-Placed = tuple[Cell, RunSpec, RunSpec | None]
+def build_plan(study: Study) -> Plan:
+    """The plan of a study as one object; see `draft_plan`."""
+    return decode_plan(b"".join(draft_plan(study).lines()))
 
 
-def _cells_of(solved: Solved, seeds: tuple[int, ...]) -> list[Placed]:
-    placed: list[Placed] = []
-    for seed in seeds:
-        teacher, teacher_id = None, None
-        student = msgspec.structs.replace(solved.student, seed=seed)
-        if solved.teacher is not None and student.teacher is not None:
-            teacher = msgspec.structs.replace(solved.teacher, seed=seed)
-            teacher_id = spec_id(teacher)
-            reference = msgspec.structs.replace(student.teacher, run_id=teacher_id)
-            student = msgspec.structs.replace(student, teacher=reference)
-        cell = Cell(
-            cell_id=f"{solved.way.name}-seed{seed}",
-            budget_flops=solved.way.budget_flops,
-            arm=solved.way.arm,
-            student=solved.way.student,
-            teacher=solved.way.teacher,
-            teacher_share=solved.way.teacher_share,
-            seed=seed,
-            run_id=spec_id(student),
-            teacher_run_id=teacher_id,
-            teacher_students=0,  # filled in when all cells are known
-            teacher_cost=None
-            if teacher is None or solved.teacher_step is None
-            else solved.teacher_step * teacher.steps,
-            cost=solved.student_step * student.steps,
-            residual=solved.residual,
-        )
-        placed.append((cell, student, teacher))
-    return placed
+def require_lists_decode(study: Study) -> None:
+    """Raise `UserError` unless a file of every list can be decoded."""
+    from salt.clips import require_decodable
+
+    for source in dict.fromkeys(study.sources.values()):
+        if isinstance(source, Path):
+            require_decodable(source, study.file.clip)
 
 
-def _references(study: Study, data: DataSpec) -> list[Placed]:
-    """Runs beside the budgets: random encoders, training on labels, raw pixels."""
-    file, references = study.file, study.file.references
-    seeds, placed = file.seeds, []
-    salt = file.arms.salt
-    sizes = dict.fromkeys([*_students(study), *(salt.teachers if salt is not None else ())])
-    plain = Recipe(
-        optim=OptimSpec(), objective=ObjectiveSpec()
-    )  # an untrained run must not change with the recipe
-    if references.random:
-        for size in sizes:
-            placed += [_reference(run_spec(study, "random", size, data, plain), size, seed) for seed in seeds]
-    if references.supervised is not None:
-        recipe = Recipe(optim=study.supervised_optim(), objective=ObjectiveSpec())
-        for size in references.supervised.students:
-            problems = build_problems(study, size)
-            if problems:
-                raise UserError(f"{study.path}: references.supervised.students: {'; '.join(problems)}")
-            spec = run_spec(study, "supervised", size, data, recipe, steps=references.supervised.steps)
-            spec = msgspec.structs.replace(spec, label=references.supervised.label)
-            placed += [_reference(spec, size, seed) for seed in seeds]
-    if references.raw:
-        placed.append(_reference(run_spec(study, "raw", next(iter(sizes)), data, plain), "raw", seeds[0]))
-    return placed
+def site_of(study: Study) -> SiteSpec | None:
+    """The site profile that the study names, or none."""
+    if study.file.site is None:
+        return None
+    from sweeps.site import load_site
+
+    return load_site(None if study.file.site == "default" else study.folder / study.file.site)
 
 
-def _students(study: Study) -> list[str]:
-    names: dict[str, None] = {}
-    for arm in ("pixel", "vjepa", "salt"):
-        config = getattr(study.file.arms, arm)
-        if config is not None:
-            names |= dict.fromkeys(config.students or study.file.students)
-    return list(names)
-
-
-def _reference(spec: RunSpec, size: str, seed: int) -> Placed:
-    spec = msgspec.structs.replace(spec, seed=seed)
-    cell = Cell(
-        cell_id=f"{spec.arm}-{size}-seed{seed}",
-        budget_flops=0,
-        arm=spec.arm,
-        student=size,
-        teacher=None,
-        teacher_share=None,
-        seed=seed,
-        run_id=spec_id(spec),
-        teacher_run_id=None,
-        teacher_students=0,
-        teacher_cost=None,
-        cost=run_cost(spec) if spec.steps else Cost(),
-        residual=0.0,
-    )
-    return cell, spec, None
-
-
-def _runs(
-    study: Study, cells: list[Placed], probe_ids: dict[str, str]
-) -> tuple[tuple[PlannedRun, ...], dict[str, set[str]]]:
-    """Each run once: teachers by descending cost, then students, then references; and teacher -> its
-    students.
-    """
-    specs: dict[str, RunSpec] = {}
-    costs: dict[str, Cost] = {}
-    budgets: dict[str, set[int]] = {}
-    students: dict[str, set[str]] = {}
-    for cell, spec, teacher in cells:
-        specs[cell.run_id], costs[cell.run_id] = spec, cell.cost
-        budgets.setdefault(cell.run_id, set()).add(cell.budget_flops)
-        if teacher is not None and cell.teacher_run_id is not None and cell.teacher_cost is not None:
-            specs[cell.teacher_run_id], costs[cell.teacher_run_id] = teacher, cell.teacher_cost
-            budgets.setdefault(cell.teacher_run_id, set()).add(cell.budget_flops)
-            students.setdefault(cell.teacher_run_id, set()).add(cell.run_id)
-
-    def role_of(run_id: str) -> Role:
-        if run_id in students:
-            return "teacher"
-        return "reference" if specs[run_id].arm in REFERENCE_ARMS else "student"
-
-    largest = int(max(study.file.budgets_flops))
-    runs = []
-    for run_id, spec in specs.items():
-        role = role_of(run_id)
-        wanted = tuple(
-            probe_ids[probe.name]
-            for probe in study.file.probes
-            if _is_probed(probe, spec, role, largest in budgets[run_id])
-        )
-        runs.append(PlannedRun(run_id=run_id, role=role, spec=spec, cost=costs[run_id], probe_ids=wanted))
-    rank = {"teacher": 0, "student": 1, "reference": 2}
-    runs.sort(key=lambda run: (rank[run.role], -run.cost.total_flops, run.run_id))
-    return tuple(runs), students
-
-
-def _is_probed(probe: ProbeConfig, spec: RunSpec, role: Role, at_largest: bool) -> bool:
-    """Whether a suite is run on an encoder. References stand beside every budget, so `on` never leaves them
-    out.
-
-    Raw pixels are not tokens: suites with attentive probes pass them by.
-    """
-    if spec.arm == "raw" and "attentive" in probe.kinds:
-        return False
-    if role not in probe.roles or (probe.seeds is not None and spec.seed not in probe.seeds):
-        return False
-    return probe.on == "all" or role == "reference" or at_largest
-
-
-def _with_sharing(cell: Cell, students: dict[str, set[str]]) -> Cell:
-    if cell.teacher_run_id is None:
-        return cell
-    return msgspec.structs.replace(cell, teacher_students=len(students[cell.teacher_run_id]))
+def _data(key: str, source: Path | DeclaredData, lists: dict[str, VideoList]) -> DataSpec:
+    if isinstance(source, DeclaredData):
+        return DataSpec(name=source.name, fingerprint=DECLARED, clips=source.clips)
+    return data_spec(lists[key], key.rpartition(".")[2])
 
 
 def _probe_spec(study: Study, probe: ProbeConfig, data: dict[str, DataSpec]) -> ProbeSpec:
+    own = {split: data.get(f"{probe.name}.{split}", data[split]) for split in SPLITS}
     fields = {
         "labels": probe.labels,
         "kinds": probe.kinds,
@@ -224,7 +95,7 @@ def _probe_spec(study: Study, probe: ProbeConfig, data: dict[str, DataSpec]) -> 
         "selection_clips": probe.selection_clips,
         "report_clips": probe.report_clips,
         "seed": probe.seed,
-        **{split: msgspec.to_builtins(data[split]) for split in SPLITS},
+        **{split: msgspec.to_builtins(spec) for split, spec in own.items()},
     }
     try:
         return msgspec.convert({**study.probe_settings(probe), **fields}, ProbeSpec)
@@ -235,18 +106,37 @@ def _probe_spec(study: Study, probe: ProbeConfig, data: dict[str, DataSpec]) -> 
 def _check_lists(study: Study, lists: dict[str, VideoList]) -> None:
     """Labels must exist, and no clip, nor any source of clips, may be on both sides of a split."""
     problems = []
-    wanted = {label: f"probes.{probe.name}.labels" for probe in study.file.probes for label in probe.labels}
-    for split, video_list in lists.items():
-        for label, place in wanted.items():
-            if label not in video_list.columns:
-                have = ", ".join(video_list.columns) or "none"
-                problems.append(f"{place}: {study.lists[split]} has no column {label!r} (it has: {have})")
+    for probe in study.file.probes:
+        keys = {split: _list_key(study, probe, split) for split in SPLITS}
+        here = {split: lists[key] for split, key in keys.items() if key in lists}
+        for split, video_list in here.items():
+            for label in probe.labels:
+                if label not in video_list.columns:
+                    have = ", ".join(video_list.columns) or "none"
+                    place = f"probes.{probe.name}.labels: {study.sources[keys[split]]}"
+                    problems.append(f"{place} has no column {label!r} (it has: {have})")
+        problems += _leaks(here)
     supervised = study.file.references.supervised
-    if supervised is not None and supervised.label not in lists["train"].columns:
+    if supervised is not None and "train" in lists and supervised.label not in lists["train"].columns:
         problems.append(
-            f"references.supervised.label: {study.lists['train']} has no column {supervised.label!r}"
+            f"references.supervised.label: {study.sources['train']} has no column {supervised.label!r}"
         )
+    # The pretraining list, too, must not hold what is reported on.
+    problems += _leaks({split: lists[split] for split in SPLITS if split in lists})
+    if problems:
+        raise UserError("\n".join(f"{study.path}: {problem}" for problem in dict.fromkeys(problems)))
+
+
+def _list_key(study: Study, probe: ProbeConfig, split: str) -> str:
+    key = f"{probe.name}.{split}"
+    return key if key in study.sources else split
+
+
+def _leaks(lists: dict[str, VideoList]) -> list[str]:
+    problems = []
     for first, second in (("train", "selection"), ("train", "report"), ("selection", "report")):
+        if first not in lists or second not in lists:
+            continue
         a, b = lists[first], lists[second]
         shared = {str(file) for file in set(a.files) & set(b.files)}
         what = "file"
@@ -257,33 +147,39 @@ def _check_lists(study: Study, lists: dict[str, VideoList]) -> None:
             problems.append(
                 f"data: {len(shared)} {what}s are in both {first} and {second}, such as {example}; part them"
             )
-    if problems:
-        raise UserError("\n".join(f"{study.path}: {problem}" for problem in dict.fromkeys(problems)))
+    return problems
 
 
 def _check_sample_sizes(study: Study, data: dict[str, DataSpec]) -> None:
     problems = []
     for probe in study.file.probes:
         for split in SPLITS:
-            wanted = getattr(probe, f"{split}_clips")
-            if wanted > data[split].clips:
-                have = f"{study.lists[split]} has {data[split].clips} clips"
+            wanted, key = getattr(probe, f"{split}_clips"), _list_key(study, probe, split)
+            if wanted > data[key].clips:
+                source = study.sources[key]
+                name = source.name if isinstance(source, DeclaredData) else source
                 problems.append(
-                    f"{study.path}: probes.{probe.name}.{split}_clips: {wanted} wanted, but {have}"
+                    f"{study.path}: probes.{probe.name}.{split}_clips: {wanted} wanted, but {name} has "
+                    f"{data[key].clips} clips"
                 )
     if problems:
         raise UserError("\n".join(problems))
 
 
-def _check_same_twice(study: Study, cells: list[Cell]) -> None:
+def _check_same_twice(study: Study, draft: Draft) -> None:
     """Two cells of one name would be one cell counted twice."""
+    grid, kept = draft.grid, draft.kept
+    columns = [
+        getattr(grid, axis)[kept].tolist() for axis in ("arm", "student", "teacher", "budget", "change")
+    ]
     seen: set[str] = set()
-    for cell in cells:
-        if cell.cell_id in seen:
+    for row in zip(*columns, strict=True):
+        name = draft.names.name(*row)
+        if name in seen:
             raise UserError(
-                f"{study.path}: the cell {cell.cell_id} comes twice; remove the repeated entry from the grid"
+                f"{study.path}: the cell {name} comes twice; remove the repeated entry from the grid"
             )
-        seen.add(cell.cell_id)
+        seen.add(name)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -295,6 +191,7 @@ class Written:
 
     folder: Path
     outcome: str  # "new", "unchanged" or "replaced"
+    sha256: str
     runs_added: int
     runs_removed: int
 
@@ -307,84 +204,60 @@ class Written:
         )
 
 
-def write_plan(store: Path, plan: Plan, study_bytes: bytes) -> Written:
+def write_plan(store: Path, draft: Draft) -> Written:
     """Write the three files of a plan, `plan.jsonl` last.
 
     A plan of the same name is replaced: runs are named by their content, so nothing that was computed is
     lost. The answer says how many runs came and went.
     """
-    folder = plan_dir(store, plan.name)
-    data, added, removed, outcome = encode_plan(plan), len(plan.runs), 0, "new"
+    from sweeps.costs import costs_csv
+
+    folder = plan_dir(store, draft.study.name)
     path = folder / "plan.jsonl"
-    if path.exists():
-        outcome = "unchanged" if path.read_bytes() == data else "replaced"
-        now = {run.run_id for run in plan.runs}
-        before = _run_ids_before(store, plan.name)
-        added, removed = len(now - before), len(before - now)
-    write_atomically(folder / "study.yaml", study_bytes)
-    write_atomically(folder / "costs.csv", costs_csv(plan))
-    write_atomically(path, data)
-    return Written(folder=folder, outcome=outcome, runs_added=added, runs_removed=removed)
-
-
-def _run_ids_before(store: Path, name: str) -> set[str]:
-    try:
-        return {run.run_id for run in read_plan(store, name).runs}
-    except UserError:
-        return set()  # written by another version or damaged: it is being replaced
-
-
-def costs_csv(plan: Plan) -> bytes:
-    """One row a cell: steps, and FLOPs by part, forward and backward together, of the teacher and of the run
-    itself.
-    """
-    steps = {run.run_id: run.spec.steps for run in plan.runs}
-    specs = {run.run_id: run.spec for run in plan.runs}
-    parts = sorted({part for cell in plan.cells for part in cell.cost.parts})
-    teacher_parts = sorted(
-        {part for cell in plan.cells if cell.teacher_cost for part in cell.teacher_cost.parts}
+    before = _run_ids(path) if path.exists() else None
+    old = _sha256(path) if path.exists() else None
+    write_atomically(folder / "study.yaml", draft.study.data)
+    write_atomically(folder / "costs.csv", costs_csv(draft))
+    digest = hashlib.sha256()
+    write_atomically(path, _hashed(draft.lines(), digest.update))
+    outcome = "new" if old is None else "unchanged" if old == digest.hexdigest() else "replaced"
+    now = _run_ids(path) if outcome == "replaced" else set()
+    added = len(now - (before or set())) if outcome == "replaced" else 0
+    return Written(
+        folder=folder,
+        outcome=outcome,
+        sha256=digest.hexdigest(),
+        runs_added=draft.run_count if outcome == "new" else added,
+        runs_removed=len((before or set()) - now) if outcome == "replaced" else 0,
     )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "cell_id",
-            "arm",
-            "student",
-            "teacher",
-            "teacher_share",
-            "seed",
-            "budget_flops",
-            "convention",
-            "charge",
-            "steps",
-        ]
-        + ["teacher_steps", "epochs", "teacher_students"]
-        + [f"teacher_{part}_flops" for part in teacher_parts]
-        + [f"{part}_flops" for part in parts]
-        + ["total_flops", "residual", "run_id", "teacher_run_id"]
-    )
-    for cell in plan.cells:
-        own, above = cell.cost, cell.teacher_cost
-        total = own.total_flops + (above.total_flops if above is not None else 0)
-        writer.writerow(
-            [cell.cell_id, cell.arm, cell.student, cell.teacher or "", _text(cell.teacher_share), cell.seed]
-            + [cell.budget_flops, plan.convention, plan.charge, steps[cell.run_id]]
-            + [steps[cell.teacher_run_id] if cell.teacher_run_id else "", f"{epochs(specs[cell.run_id]):.6g}"]
-            + [cell.teacher_students if cell.teacher_run_id else ""]
-            + [_part(above, part) for part in teacher_parts]
-            + [_part(own, part) for part in parts]
-            + [total, repr(cell.residual), cell.run_id, cell.teacher_run_id or ""]
-        )
-    return text.getvalue().encode()
 
 
-def _text(value: float | None) -> str:
-    return "" if value is None else repr(value)
+def _hashed(pieces: Iterator[bytes], update: object) -> Iterator[bytes]:
+    for piece in pieces:
+        update(piece)  # type: ignore[operator]
+        yield piece
 
 
-def _part(cost: Cost | None, name: str) -> str:
-    """FLOPs of a part; empty where a run has no such part."""
-    if cost is None or name not in cost.parts:
-        return ""
-    return str(cost.parts[name].forward + cost.parts[name].backward)
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _AnyLine(msgspec.Struct):
+    record: str = ""
+    run_id: str = ""
+
+
+def _run_ids(path: Path) -> set[str]:
+    """Runs of a plan that is being replaced; none where it was written by another version or damaged."""
+    decoder = msgspec.json.Decoder(_AnyLine)
+    found = set()
+    with open(path, "rb") as file:
+        for text in file:
+            try:
+                line = decoder.decode(text)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+            if line.record == "run" and line.run_id:
+                found.add(line.run_id)
+    return found

@@ -5,164 +5,210 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from salt.specs import Cell, Plan, PlannedRun
+from salt.plans import charged_flops
 from slurm.names import flops_text
-from sweeps.grid import epochs
+from sweeps.draft import Draft, teacher_cost
+from sweeps.hours import plan_days
+from sweeps.verdicts import UNITS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+#: Lines of the table without `--rows`; the rest is in costs.csv.
+ROWS = 200
+CONVENTIONS = {"matmul": "a multiply-add is 2", "paper": "6ND and 2ND as the SALT paper counts"}
+CHARGES = {
+    "full": "each cell pays for its whole teacher, shared or not",
+    "shared": "the students of a teacher share its training and cached targets",
+    "none": "teachers are taken as given",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Cells that differ in their seed only; steps and FLOPs do not depend on the seed."""
+    """Cells that differ in their seed only. FLOPs are of one seed; None where a cell has no such part."""
 
-    name: str
-    cell: Cell
+    cell: str
+    arm: str
+    student: str
+    teacher: str | None
+    teacher_share: float | None
+    changes: str
     seeds: tuple[int, ...]
+    budget: float
     steps: int
-    teacher_steps: int | None
+    teacher_steps: str
+    teacher_flops: int | None  # training of the teachers, whole
+    teacher_charged_flops: int | None  # the part of it that the cell answers for
+    inference_flops: int | None  # the part that the cell answers for, of cached targets
+    encoder_flops: int  # patch embedding and encoder
+    predictor_flops: int | None  # or the pixel decoder's
+    charged_flops: int  # all of what the cell answers for
+    total_flops: int  # with the teachers' training and cached targets whole
+    charged: float  # in the plan's unit
+    residual: float
+    tokens: int  # of the clips that the student sees, before masking
     epochs: float
+    gpu_hours: float | None  # the student's and its teachers'
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sums:
-    """What a plan costs: every run once, however many cells it serves. Probes are apart."""
-
-    runs: int
-    teachers: int
-    students: int
-    references: int
-    teacher_flops: int
-    student_flops: int
-    reference_flops: int
-    probe_suites: int
-
-    @property
-    def total_flops(self) -> int:
-        return self.teacher_flops + self.student_flops + self.reference_flops
-
-
-def rows_of(plan: Plan) -> list[Row]:
+def rows_of(draft: Draft, limit: int | None = None) -> list[Row]:
     """The lines of the plan's table, in the order of the grid."""
-    specs = {run.run_id: run.spec for run in plan.runs}
-    groups: dict[str, list[Cell]] = {}
-    for cell in plan.cells:
-        groups.setdefault(cell.cell_id.removesuffix(f"-seed{cell.seed}"), []).append(cell)
-    return [
-        Row(
-            name=name,
-            cell=cells[0],
-            seeds=tuple(cell.seed for cell in cells),
-            steps=specs[cells[0].run_id].steps,
-            teacher_steps=specs[cells[0].teacher_run_id].steps
-            if cells[0].teacher_run_id is not None
-            else None,
-            epochs=epochs(specs[cells[0].run_id]),
-        )
-        for name, cells in groups.items()
-    ]
+    return [_row(draft, place) for place in range(min(len(draft.kept), limit or len(draft.kept)))]
 
 
-def sums_of(plan: Plan) -> Sums:
-    """FLOPs of a plan with shared teachers counted once."""
-    by_role: dict[str, list[PlannedRun]] = {"teacher": [], "student": [], "reference": []}
-    for run in plan.runs:
-        by_role[run.role].append(run)
-    flops = {role: sum(run.cost.total_flops for run in runs) for role, runs in by_role.items()}
-    return Sums(
-        runs=len(plan.runs),
-        teachers=len(by_role["teacher"]),
-        students=len(by_role["student"]),
-        references=len(by_role["reference"]),
-        teacher_flops=flops["teacher"],
-        student_flops=flops["student"],
-        reference_flops=flops["reference"],
-        probe_suites=sum(len(run.probe_ids) for run in plan.runs),
+def _row(draft: Draft, place: int) -> Row:
+    from salt.sizes import tokens
+
+    grid, point = draft.grid, int(draft.kept[place])
+    axes, base, way = grid.axes_of(point), grid.base_of(point), grid.teacher_of(point)
+    steps, group, budget = int(grid.steps[point]), int(grid.group[point]), int(grid.budget[point])
+    change = int(grid.change[point])
+    flops = {
+        name: part.forward + part.backward for name, part in (base.step * steps + base.cache).parts.items()
+    }
+    above = teacher_cost(draft, group)
+    own = base.step * steps + base.cache
+    students = int(grid.students_per_group[group]) if group >= 0 else 0
+    charge = grid.study.file.charge
+    charged = charged_flops(own, above, charge, students)
+    own_charged = charged_flops(own, None, charge, students)
+    inference = [flops[name] for name in ("teacher_forward", "teacher_cache") if name in flops]
+    predictor = [flops[name] for name in ("predictor", "decoder") if name in flops]
+    own_hours = None if base.gpu_seconds is None else base.gpu_seconds * steps / 3600
+    teacher_hours = draft.teacher_gpu_hours(group)
+    return Row(
+        cell=draft.names.name(
+            int(grid.arm[point]), int(grid.student[point]), int(grid.teacher[point]), budget, change
+        ),
+        arm=axes.arm,
+        student=axes.students[int(grid.student[point])],
+        teacher=None if way is None else ">".join(stage.size for stage in way.stages),
+        teacher_share=draft.share(point),
+        changes=" ".join(f"{key}={value}" for key, value in axes.changes[change].items())
+        + ("" if way is None else "".join(f" teacher.{key}={value}" for key, value in way.changes.items())),
+        seeds=draft.seed_sets[draft.seeds[place]],
+        budget=grid.study.budgets[budget],
+        steps=steps,
+        teacher_steps=draft.teacher_steps(group),
+        teacher_flops=None if above is None else above.total_flops,
+        teacher_charged_flops=None if above is None else charged - own_charged,
+        inference_flops=sum(inference) - (own.total_flops - own_charged) if inference else None,
+        encoder_flops=flops.get("patch_embedding", 0) + flops["encoder"],
+        predictor_flops=sum(predictor) if predictor else None,
+        charged_flops=charged,
+        total_flops=own.total_flops + (0 if above is None else above.total_flops),
+        charged=float(grid.charged[point]),
+        residual=float(grid.residual[point]),
+        tokens=steps * base.batch * tokens(base.spec.model, base.spec.clip),
+        epochs=steps * base.batch / grid.bases.data.clips,
+        gpu_hours=None if own_hours is None or teacher_hours is None else own_hours + teacher_hours,
     )
 
 
-def plan_tables(plan: Plan) -> list[RenderableType]:
-    """The cells, the probe suites and the sums, ready to print."""
-    sums = sums_of(plan)
-    return [
-        _cell_table(plan),
-        _probe_table(plan),
-        f"{sums.runs} runs: {sums.teachers} teachers {flops_text(sums.teacher_flops)} (each trained once), "
-        f"{sums.students} students {flops_text(sums.student_flops)}, "
-        f"{sums.references} references {flops_text(sums.reference_flops)}; "
-        f"in all {flops_text(sums.total_flops)} of training, and {sums.probe_suites} probe suites beside it.",
-        f"FLOPs: convention {plan.convention} (a multiply-add is 2), charge {plan.charge} (each cell pays "
-        "for its whole teacher, shared or not).",
-    ]
+# --- tables ---------------------------------------------------------------------------------------
 
 
-def _cell_table(plan: Plan) -> Table:
+def plan_tables(draft: Draft, limit: int = ROWS) -> list[RenderableType]:
+    """The cells, the probe suites, the sums and what was left out, ready to print."""
+    shown = rows_of(draft, limit)
+    tables: list[RenderableType] = [_cell_table(draft, shown)]
+    if len(shown) < len(draft.kept):
+        tables.append(f"{len(shown)} of {len(draft.kept)} lines; all of them are in costs.csv (or --rows N).")
+    if draft.probing.specs:
+        tables.append(_probe_table(draft))
+    return [*tables, *_sentences(draft)]
+
+
+def _unit(largest: float) -> tuple[float, str]:
+    """A power of a thousand in which a table's largest number has two to four digits before the point."""
+    exponent = 0
+    while largest >= 10 * 1000 ** (exponent + 1):
+        exponent += 1
+    return 1000.0**exponent, f"1e{3 * exponent}"
+
+
+def _cell_table(draft: Draft, rows: list[Row]) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=f"plan {plan.name}", title_justify="left")
-    table.add_column("arm", no_wrap=True)
-    table.add_column("student", no_wrap=True)
-    table.add_column("teacher", no_wrap=True)
-    for name in (
-        "share",
-        "seeds",
-        "steps",
-        "teacher steps",
-        "teacher FLOPs",
-        "inference FLOPs",
-        "own FLOPs",
-        "total FLOPs",
-    ):
-        table.add_column(name, justify="right")
-    for name in ("off by", "epochs"):
-        table.add_column(name, justify="right")
-    previous: int | None = None
-    for row in rows_of(plan):
-        cell = row.cell
-        if previous is not None and cell.budget_flops != previous:
-            table.add_section()
-        if cell.budget_flops != previous:
-            title = f"budget {flops_text(cell.budget_flops)}" if cell.budget_flops else "references"
-            table.add_row(f"[bold]{title}[/bold]")
-        previous = cell.budget_flops
-        table.add_row(*_cell_texts(row))
+    unit, unit_text = _unit(max((row.total_flops for row in rows), default=1))
+    token_unit, token_text = _unit(max((row.tokens for row in rows), default=1))
+    swept = any(row.changes for row in rows)
+    caption = (
+        f"Of one seed: FLOPs in {unit_text} by part, tokens in {token_text} before masking. steps and epochs "
+        "are the "
+        "student's; total = teacher training (the part charged) + inference + encoder + predictor or decoder."
+    )
+    table = Table(
+        title=f"plan {draft.study.name}", caption=caption, box=box.SIMPLE, padding=0, pad_edge=False
+    )
+    table.title_justify = table.caption_justify = "left"
+    for name in ("arm", "student", "teacher"):
+        table.add_column(name, no_wrap=True)
+    for name in ("share", "seeds", "steps", "teacher\nsteps", "teacher\ntrain", "teacher\ninfer", "encoder"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("predict", "total", "off %", "tokens", "epochs", "GPU-h"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if swept:
+        table.add_column("swept", overflow="fold")
+    previous: float | None = None
+    for row in rows:
+        if row.budget != previous:
+            if previous is not None:
+                table.add_section()
+            table.add_row(*_budget_cells(draft, row.budget), style="bold")
+        previous = row.budget
+        table.add_row(*_texts(row, unit, token_unit), *([row.changes] if swept else []))
     return table
 
 
-def _cell_texts(row: Row) -> list[str]:
-    cell = row.cell
-    inference = cell.cost.parts.get("teacher_forward")
-    inference_flops = None if inference is None else inference.forward + inference.backward
-    teacher_flops = None if cell.teacher_cost is None else cell.teacher_cost.total_flops
-    own_flops = cell.cost.total_flops - (inference_flops or 0)
-    changes = [part for part in row.name.split("-") if part.startswith(("optim.", "objective."))]
+def _budget_cells(draft: Draft, budget: float) -> list[str]:
+    """The line above a budget's cells: its number in the first column, its unit in the second."""
+    number = f"{budget:.3g}".replace("e+", "e") if draft.study.match == "flops" else f"{budget:g}"
+    return [number, {"flops": "FLOPs", "steps": "steps", "gpu-hours": "GPU-h"}[draft.study.match]]
+
+
+def _texts(row: Row, unit: float, token_unit: float) -> list[str]:
+    def flops(value: int | None) -> str:
+        return "-" if value is None else short(value / unit)
+
     return [
-        " ".join([cell.arm, *changes]),
-        cell.student,
-        cell.teacher or "-",
-        "-" if cell.teacher_share is None else f"{100 * cell.teacher_share:.3g} %",
+        row.arm,
+        row.student.removeprefix("vit_"),
+        "-" if row.teacher is None else row.teacher.replace("vit_", ""),
+        "-" if row.teacher_share is None else f"{100 * row.teacher_share:.3g}%",
         seeds_text(row.seeds),
         str(row.steps),
-        "-" if row.teacher_steps is None else str(row.teacher_steps),
-        _flops(teacher_flops),
-        _flops(inference_flops),
-        _flops(own_flops),
-        _flops(cell.cost.total_flops + (teacher_flops or 0)),
-        f"{100 * cell.residual:+.2f} %" if cell.budget_flops else "-",
-        f"{row.epochs:.2f}",
+        row.teacher_steps or "-",
+        flops(row.teacher_charged_flops),
+        flops(row.inference_flops),
+        flops(row.encoder_flops),
+        flops(row.predictor_flops),
+        flops(row.charged_flops),
+        f"{100 * row.residual:+.2f}",
+        short(row.tokens / token_unit),
+        short(row.epochs),
+        "-" if row.gpu_hours is None else short(row.gpu_hours),
     ]
 
 
-def _probe_table(plan: Plan) -> Table:
+def short(value: float) -> str:
+    """Three digits, without an exponent."""
+    rounded = float(f"{value:.3g}")
+    return f"{value:.0f}" if rounded >= 100 else f"{value:.1f}" if rounded >= 10 else f"{value:.2f}"
+
+
+def _probe_table(draft: Draft) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="probe suites, on frozen encoders, outside the budgets", title_justify="left")
+    table = Table(title="probe suites, on frozen encoders, outside the budgets", box=box.SIMPLE)
+    table.title_justify = "left"
     for name in ("labels", "kinds", "frames", "labelled clips", "chosen on", "reported on"):
         table.add_column(name)
-    table.add_column("encoders", justify="right")
-    for probe_id, spec in plan.probes.items():
+    for spec in draft.probing.specs.values():
         table.add_row(
             ", ".join(spec.labels),
             ", ".join(spec.kinds),
@@ -170,9 +216,59 @@ def _probe_table(plan: Plan) -> Table:
             f"{spec.train_clips} of {spec.train.name}",
             f"{spec.selection_clips} of {spec.selection.name}",
             f"{spec.report_clips} of {spec.report.name}",
-            str(sum(probe_id in run.probe_ids for run in plan.runs)),
         )
     return table
+
+
+def _sentences(draft: Draft) -> list[str]:
+    """What the plan costs in all, by which rules, and what was left out."""
+    file, totals = draft.study.file, draft.totals
+    words = [
+        f"{total.runs} {role}{'s' if total.runs != 1 else ''} {flops_text(total.flops)}"
+        for role, total in totals.items()
+        if total.runs
+    ]
+    every = sum(total.flops for total in totals.values())
+    lines = [
+        f"{draft.run_count} runs, each trained once: {', '.join(words)}; in all {flops_text(every)} of "
+        "training."
+    ]
+    lines += _wsd_sentence(draft, every) + plan_days(draft)
+    lines.append(
+        f"Matched: {UNITS[draft.study.match]}. FLOPs: convention {file.convention} "
+        f"({CONVENTIONS[file.convention]}), "
+        f"charge {file.charge} ({CHARGES[file.charge]}), targets {file.targets}."
+    )
+    refused = len(draft.grid) - len(draft.kept)
+    if refused:
+        lines.append(
+            f"Left out: {refused} of {len(draft.grid)} cells (seeds apart): {_refused_counts(draft)}. "
+            "Their reasons are in plan.jsonl."
+        )
+    return lines
+
+
+def _wsd_sentence(draft: Draft, every: int) -> list[str]:
+    if draft.study.file.schedule != "wsd":
+        return []
+    points = draft.kept.tolist()
+    seeds = [draft.seed_sets[place] for place in draft.seeds]
+    references = draft.totals["reference"].flops
+    cosine = draft.schedule.cosine_flops(points, seeds) + references
+    text = (
+        f"schedule wsd: trunks and cooldowns instead of a cosine run for each budget save "
+        f"{flops_text(cosine - every)} of {flops_text(cosine)} ({100 * (1 - every / cosine):.0f} %); "
+        "every cell is charged its whole path."
+    )
+    return [text]
+
+
+def _refused_counts(draft: Draft) -> str:
+    from sweeps.grid import VERDICTS
+
+    verdict = draft.grid.verdict
+    counts = {name: int(((verdict & bit) > 0).sum()) for bit, name in VERDICTS.items()}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def seeds_text(seeds: tuple[int, ...]) -> str:
@@ -182,44 +278,32 @@ def seeds_text(seeds: tuple[int, ...]) -> str:
     return ",".join(str(seed) for seed in seeds)
 
 
-def _flops(flops: int | None) -> str:
-    return "-" if flops is None else flops_text(flops).removesuffix("LOP")
+# --- plain data -----------------------------------------------------------------------------------
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """The same numbers as plain data; every cell on its own, seeds not joined."""
-    specs = {run.run_id: run.spec for run in plan.runs}
-    sums = sums_of(plan)
+def plan_json(draft: Draft) -> dict[str, Any]:
+    """The same numbers as plain data; the seeds of a cell are a list."""
+    from dataclasses import asdict
+
+    from sweeps.verdicts import refusals
+
+    file = draft.study.file
     return {
-        "plan": plan.name,
-        "convention": plan.convention,
-        "charge": plan.charge,
-        "runs": sums.runs,
-        "teachers": sums.teachers,
-        "students": sums.students,
-        "references": sums.references,
-        "total_flops": sums.total_flops,
-        "probe_suites": sums.probe_suites,
-        "cells": [
-            {
-                "cell_id": cell.cell_id,
-                "arm": cell.arm,
-                "student": cell.student,
-                "teacher": cell.teacher,
-                "teacher_share": cell.teacher_share,
-                "seed": cell.seed,
-                "budget_flops": cell.budget_flops,
-                "steps": specs[cell.run_id].steps,
-                "teacher_steps": specs[cell.teacher_run_id].steps
-                if cell.teacher_run_id is not None
-                else None,
-                "teacher_flops": cell.teacher_cost.total_flops if cell.teacher_cost is not None else None,
-                "own_flops": cell.cost.total_flops,
-                "residual": cell.residual,
-                "epochs": epochs(specs[cell.run_id]),
-                "run_id": cell.run_id,
-                "teacher_run_id": cell.teacher_run_id,
-            }
-            for cell in plan.cells
+        "plan": draft.study.name,
+        "convention": file.convention,
+        "charge": file.charge,
+        "match": file.match,
+        "targets": file.targets,
+        "schedule": file.schedule,
+        "runs": draft.run_count,
+        "totals": {
+            role: {"runs": total.runs, "flops": total.flops, "gpu_hours": total.gpu_hours}
+            for role, total in draft.totals.items()
+        },
+        "total_flops": sum(total.flops for total in draft.totals.values()),
+        "cells": [asdict(row) for row in rows_of(draft)],
+        "refused": [
+            {"cell": r.cell, "budget": r.budget, "verdicts": r.verdicts, "reasons": r.reasons}
+            for r in refusals(draft.grid)
         ],
     }

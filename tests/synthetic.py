@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from salt.flops import run_cost, step_cost
+from salt.plans import encode_plan, plan_dir
 from salt.sizes import SIZES
 from salt.specs import (
     Cell,
@@ -36,7 +37,7 @@ from salt.specs import (
     VitSpec,
     spec_id,
 )
-from salt.store import RunDir, encode_plan, plan_dir, pretty_json, write_atomically
+from salt.store import RunDir, pretty_json, write_atomically
 
 BUDGETS = (200 * 10**9, 400 * 10**9, 800 * 10**9)
 CLASSES = {"motion": 6, "appearance": 10}
@@ -123,6 +124,7 @@ def make_study(
         study_sha256="0" * 64,
         convention="matmul",
         charge=charge,
+        match="flops",
         execution=ExecSpec(),
         probes=probes,
         runs=tuple(planner.runs.values()),
@@ -243,17 +245,20 @@ class _Planner:
         self.cells.append(
             Cell(
                 cell_id=f"{arm}-{teacher or 'none'}-{student}-{budget}-{seed}-{run.run_id[:4]}",
+                budget=float(budget),
                 budget_flops=budget,
                 arm=arm,
                 student=student,
                 teacher=teacher,
                 teacher_share=share,
+                teacher_steps=above.spec.steps if above else None,
                 seed=seed,
                 run_id=run.run_id,
                 teacher_run_id=above.run_id if above else None,
                 teacher_students=0,
                 teacher_cost=above.cost if above else None,
                 cost=run.cost,
+                charged_flops=total,
                 residual=(total - budget) / budget if budget else 0.0,
             )
         )

@@ -19,8 +19,9 @@ import pytest
 from salt.claim import STALE_AFTER_S, Claim, ClaimHeld, Holder, read_claim
 from salt.errors import RunFailed
 from salt.flops import run_cost
+from salt.plans import encode_plan, plan_dir
 from salt.specs import Cell, ExecSpec, Plan, PlannedRun, ProbeSpec, RunResult, RunSpec, spec_id
-from salt.store import RunDir, encode_plan, plan_dir, pretty_json, write_atomically
+from salt.store import RunDir, pretty_json, write_atomically
 from slurm import local
 from slurm.local import Fleet, Submission
 from slurm.states import State, assess
@@ -58,17 +59,20 @@ def plan() -> Plan:
         cells.append(
             Cell(
                 cell_id=f"cell{number}",
+                budget=1e9,
                 budget_flops=10**9,
                 arm=run.spec.arm,
                 student="student",
                 teacher=None if above is None else "teacher",
                 teacher_share=None if above is None else 0.3,
+                teacher_steps=None if above is None else above.spec.steps,
                 seed=0,
                 run_id=run.run_id,
                 teacher_run_id=None if above is None else above.run_id,
                 teacher_students=0 if above is None else 1,
                 teacher_cost=None if above is None else above.cost,
                 cost=run.cost,
+                charged_flops=run.cost.total_flops + (0 if above is None else above.cost.total_flops),
                 residual=0.0,
             )
         )
@@ -77,6 +81,7 @@ def plan() -> Plan:
         study_sha256="0",
         convention="matmul",
         charge="full",
+        match="flops",
         execution=ExecSpec(),
         probes={},
         runs=tuple(runs),

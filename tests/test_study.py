@@ -17,8 +17,9 @@ import pytest
 from analysis.gather import gather
 from salt.claim import read_claim
 from salt.metrics import read_metrics
+from salt.plans import read_plan
 from salt.specs import Plan
-from salt.store import RunDir, read_plan
+from salt.store import RunDir
 
 ROOT = Path(__file__).parents[1]
 PLAN = "miniature-quick"

@@ -1,0 +1,352 @@
+"""Plans on disk: `<store>/plans/<name>/plan.jsonl`, one JSON object a line.
+
+A header, the probe suites, bases, runs, cells, and the points of the grid that were left out. A base is what
+many runs share: a spec without seed, steps and the identity of its teacher, and the price of one step. Runs
+and cells only say what is their own, so that a plan of a million cells is a file of some hundred megabytes;
+costs are the price of a step times steps, and are not written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from salt.errors import UserError
+from salt.flops import cache_cost, step_cost
+from salt.specs import (
+    Arm,
+    Cell,
+    Charge,
+    Convention,
+    Cost,
+    ExecSpec,
+    Match,
+    OptimSpec,
+    Plan,
+    PlannedRun,
+    ProbeSpec,
+    Refused,
+    Role,
+    RunSpec,
+    Spec,
+    TrunkRef,
+)
+
+#: Stands for a run that is known only when seeds and steps are.
+UNNAMED = ""
+
+
+class PlanHeader(Spec, kw_only=True, tag_field="record", tag="plan"):
+    name: str
+    study_sha256: str
+    convention: Convention
+    charge: Charge
+    match: Match
+    execution: ExecSpec
+    overrides: dict[str, Any] = {}
+
+
+class ProbeLine(Spec, kw_only=True, tag_field="record", tag="probe"):
+    probe_id: str
+    spec: ProbeSpec
+
+
+class BaseLine(Spec, kw_only=True, tag_field="record", tag="base"):
+    base: int
+    spec: RunSpec
+    step: Cost
+    cache: Cost
+
+
+class RunLine(Spec, kw_only=True, tag_field="record", tag="run", omit_defaults=True):
+    """`teacher` and `trunk` are (run, step); `probes` are places in the list of probe lines."""
+
+    run_id: str
+    role: Role
+    base: int
+    seed: int
+    steps: int
+    probes: tuple[int, ...]
+    teacher: tuple[str, int] | None = None
+    trunk: tuple[str, int] | None = None
+    keep_steps: tuple[int, ...] = ()
+    optim: OptimSpec | None = None  # where it is not the base's
+
+
+class CellLine(Spec, kw_only=True, tag_field="record", tag="cell", omit_defaults=True):
+    cell_id: str
+    budget: float
+    arm: Arm
+    student: str
+    seed: int
+    run_id: str
+    residual: float
+    teacher: str | None = None
+    teacher_share: float | None = None
+    teacher_run_id: str | None = None
+    teacher_students: int = 0
+    stages: tuple[str, ...] = ()
+
+
+class RefusedLine(Spec, kw_only=True, tag_field="record", tag="refused"):
+    refused: Refused
+
+
+PlanLine = PlanHeader | ProbeLine | BaseLine | RunLine | CellLine | RefusedLine
+
+
+def plan_dir(store: Path, name: str) -> Path:
+    return store / "plans" / name
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_plan(store: Path, name: str) -> Plan:
+    """Read `plans/<name>/plan.jsonl`; a bad line is an error that gives its number."""
+    path = plan_dir(store, name) / "plan.jsonl"
+    if not path.exists():
+        raise UserError(
+            f"no plan {name!r} in {store}: have {', '.join(plan_names(store)) or 'none'}; "
+            "make one with `salt-sweep plan STUDY.yaml`"
+        )
+    return decode_plan(path.read_bytes(), str(path))
+
+
+def decode_plan(data: bytes, where: str = "plan") -> Plan:
+    """The plan in the bytes of a `plan.jsonl`; `where` names the file in errors."""
+    reader = _Reader()
+    decoder = msgspec.json.Decoder(PlanLine)
+    for number, text in enumerate(data.splitlines(), start=1):
+        try:
+            reader.take(decoder.decode(text))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{where}:{number}: {error}; make the plan again with `salt-sweep plan`"
+            ) from error
+        except (KeyError, IndexError) as error:
+            raise UserError(
+                f"{where}:{number}: refers to {error}, which no line before it defines; make the plan again "
+                "with `salt-sweep plan`"
+            ) from error
+    if reader.header is None:
+        raise UserError(f"{where}: no plan header; make the plan again with `salt-sweep plan`")
+    header = reader.header
+    return Plan(
+        name=header.name,
+        study_sha256=header.study_sha256,
+        convention=header.convention,
+        charge=header.charge,
+        match=header.match,
+        execution=header.execution,
+        overrides=header.overrides,
+        probes=reader.probes,
+        runs=tuple(reader.runs.values()),
+        cells=tuple(reader.cells),
+        refused=tuple(reader.refused),
+    )
+
+
+class _Reader:
+    """Puts the lines of a plan together; every line refers to earlier ones only."""
+
+    def __init__(self) -> None:
+        self.header: PlanHeader | None = None
+        self.probes: dict[str, ProbeSpec] = {}
+        self.bases: list[BaseLine] = []
+        self.runs: dict[str, PlannedRun] = {}
+        self.base_of: dict[str, BaseLine] = {}
+        self.cells: list[Cell] = []
+        self.refused: list[Refused] = []
+        self._probe_ids: list[str] = []
+
+    def take(self, line: PlanLine) -> None:
+        if isinstance(line, CellLine):
+            self.cells.append(self._cell(line))
+        elif isinstance(line, RunLine):
+            self.runs[line.run_id] = self._run(line)
+            self.base_of[line.run_id] = self.bases[line.base]
+        elif isinstance(line, BaseLine):
+            self.bases.append(line)
+        elif isinstance(line, ProbeLine):
+            self.probes[line.probe_id] = line.spec
+            self._probe_ids.append(line.probe_id)
+        elif isinstance(line, RefusedLine):
+            self.refused.append(line.refused)
+        else:
+            self.header = line
+
+    def _run(self, line: RunLine) -> PlannedRun:
+        base = self.bases[line.base]
+        teacher = None
+        if line.teacher is not None:
+            run_id, step = line.teacher
+            assert base.spec.teacher is not None
+            teacher = msgspec.structs.replace(base.spec.teacher, run_id=run_id, step=step)
+        trunk = None
+        if line.trunk is not None:
+            trunk = TrunkRef(run_id=line.trunk[0], step=line.trunk[1])
+        spec = msgspec.structs.replace(
+            base.spec,
+            seed=line.seed,
+            steps=line.steps,
+            teacher=teacher,
+            trunk=trunk,
+            keep_steps=line.keep_steps,
+            optim=line.optim or base.spec.optim,
+        )
+        own_steps = line.steps - (trunk.step if trunk is not None else 0)
+        return PlannedRun(
+            run_id=line.run_id,
+            role=line.role,
+            spec=spec,
+            cost=base.step * own_steps + base.cache,
+            probe_ids=tuple(self._probe_ids[place] for place in line.probes),
+        )
+
+    def _cell(self, line: CellLine) -> Cell:
+        assert self.header is not None
+        spec = self.runs[line.run_id].spec
+        own = self._path(line.run_id, spec.steps)
+        above: Cost | None = None
+        teacher_steps: int | None = None
+        if line.teacher_run_id is not None and spec.teacher is not None:
+            teacher_steps, above = spec.teacher.step, self._path(line.teacher_run_id, spec.teacher.step)
+            later = self.runs[line.teacher_run_id].spec
+            for run_id in reversed(line.stages):
+                assert later.teacher is not None
+                above = self._path(run_id, later.teacher.step) + above
+                later = self.runs[run_id].spec
+        charged = charged_flops(own, above, self.header.charge, line.teacher_students)
+        matched = self.header.match == "flops" or not line.budget
+        return Cell(
+            cell_id=line.cell_id,
+            budget=line.budget,
+            budget_flops=int(line.budget) if matched else charged,
+            arm=line.arm,
+            student=line.student,
+            teacher=line.teacher,
+            teacher_share=line.teacher_share,
+            teacher_steps=teacher_steps,
+            seed=line.seed,
+            run_id=line.run_id,
+            teacher_run_id=line.teacher_run_id,
+            stages=line.stages,
+            teacher_students=line.teacher_students,
+            teacher_cost=above,
+            cost=own,
+            charged_flops=charged,
+            residual=line.residual,
+        )
+
+    def _path(self, run_id: str, step: int) -> Cost:
+        base = self.base_of[run_id]
+        return base.step * step + base.cache
+
+
+def charged_flops(own: Cost, above: Cost | None, charge: Charge, students: int) -> int:
+    """What a cell answers for: its own way, and all, a k-th or nothing of its teachers' training.
+
+    Cached targets are made for a student's data: under `shared` its k students share them like the teacher,
+    under `none` they are still to be made.
+    """
+    total, share = own.total_flops, max(1, students)
+    cache = own.parts.get("teacher_cache")
+    if charge == "shared" and cache is not None:
+        total -= cache.forward - cache.forward // share
+    if above is None or charge == "none":
+        return total
+    return total + above.total_flops // (share if charge == "shared" else 1)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def base_of(spec: RunSpec) -> RunSpec:
+    """A run's spec without what is its own: seed, steps, names of other runs."""
+    teacher = spec.teacher
+    if teacher is not None:
+        teacher = msgspec.structs.replace(teacher, run_id=UNNAMED, step=0)
+    return msgspec.structs.replace(spec, seed=0, steps=0, teacher=teacher, trunk=None, keep_steps=())
+
+
+def base_line(number: int, spec: RunSpec, convention: Convention) -> BaseLine:
+    """The line of a base, with the price of one step of it and of its cached targets."""
+    return BaseLine(
+        base=number, spec=spec, step=step_cost(spec, convention), cache=cache_cost(spec, convention)
+    )
+
+
+def encode_lines(lines: Iterable[Any]) -> bytes:
+    """Lines as JSON with sorted keys, each ended by a newline."""
+    return b"".join(msgspec.json.encode(line, order="sorted") + b"\n" for line in lines)
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """The bytes of `plan.jsonl`."""
+    lines: list[PlanLine] = [
+        PlanHeader(
+            name=plan.name,
+            study_sha256=plan.study_sha256,
+            convention=plan.convention,
+            charge=plan.charge,
+            match=plan.match,
+            execution=plan.execution,
+            overrides=plan.overrides,
+        )
+    ]
+    probe_ids = sorted(plan.probes)
+    lines += [ProbeLine(probe_id=name, spec=plan.probes[name]) for name in probe_ids]
+    bases: dict[RunSpec, int] = {}
+    runs: list[RunLine] = []
+    for run in plan.runs:
+        number = bases.setdefault(base_of(run.spec), len(bases))
+        runs.append(_run_line(run, number, probe_ids))
+    lines += [base_line(number, spec, plan.convention) for spec, number in bases.items()]
+    lines += runs
+    lines += [_cell_line(cell) for cell in plan.cells]
+    lines += [RefusedLine(refused=refused) for refused in plan.refused]
+    return encode_lines(lines)
+
+
+def _run_line(run: PlannedRun, base: int, probe_ids: list[str]) -> RunLine:
+    spec = run.spec
+    return RunLine(
+        run_id=run.run_id,
+        role=run.role,
+        base=base,
+        seed=spec.seed,
+        steps=spec.steps,
+        probes=tuple(probe_ids.index(name) for name in run.probe_ids),
+        teacher=None if spec.teacher is None else (spec.teacher.run_id, spec.teacher.step),
+        trunk=None if spec.trunk is None else (spec.trunk.run_id, spec.trunk.step),
+        keep_steps=spec.keep_steps,
+    )
+
+
+def _cell_line(cell: Cell) -> CellLine:
+    return CellLine(**{name: getattr(cell, name) for name in CellLine.__struct_fields__})
+
+
+# --- choosing -------------------------------------------------------------------------------------
+
+
+def plan_names(store: Path) -> list[str]:
+    """Plans of a store, newest first."""
+    files = list((store / "plans").glob("*/plan.jsonl"))
+    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [path.parent.name for path in files]
+
+
+def choose_plan(store: Path, name: str | None) -> str:
+    """The named plan, or the newest one of the store."""
+    if name is not None:
+        # A study file is accepted where a name is meant.
+        return Path(name).stem if name.endswith((".yaml", ".yml")) else name
+    names = plan_names(store)
+    if not names:
+        raise UserError(f"no plan in {store}: make one with `salt-sweep plan STUDY.yaml`")
+    return names[0]

@@ -1,0 +1,166 @@
+"""`salt-sweep diff`: which cells two plans do not share, and what the difference costs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from salt.errors import UserError
+from salt.plans import decode_plan, read_plan
+from salt.specs import Cell, Plan, Spec
+from salt.store import RunDir, store_path
+from slurm.names import flops_text
+from sweeps.command import add_command, print_json, print_tables
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+#: Rows of each kind that are printed; `--json` has all.
+SHOWN = 40
+_SETTINGS = ("convention", "charge", "match", "study_sha256", "overrides")
+_FIELDS = ("budget", "teacher_steps", "charged_flops", "residual", "run_id", "teacher_run_id", "stages")
+
+
+class Change(Spec, kw_only=True):
+    """A cell of both plans that is not the same in them: field -> (in a, in b)."""
+
+    cell_id: str
+    fields: dict[str, tuple[Any, Any]]
+
+
+class Difference(Spec, kw_only=True):
+    """What b has and a has not, and the other way round. FLOPs count every run once."""
+
+    a: str
+    b: str
+    settings: dict[str, tuple[Any, Any]]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[Change, ...]
+    new_runs: int  # of b, not of a
+    dropped_runs: int
+    new_flops: int
+    new_flops_done: int  # of those, in runs that are finished in the store already
+    dropped_flops: int
+    total_flops: tuple[int, int]
+
+
+def add_diff(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "diff",
+        _diff,
+        "which cells two plans do not share, and what that costs",
+        "Compare two plans cell by cell: added, removed, changed; and run by run: what the second one "
+        "trains\n"
+        "that the first does not. The exit code is 1 if they differ.",
+        [
+            "salt-sweep diff paper paper-shared",
+            "salt-sweep diff old/plan.jsonl paper      # a name, a plan's folder, or a plan.jsonl",
+        ],
+    )
+    parser.add_argument("a", help="the plan before")
+    parser.add_argument("b", help="the plan after")
+
+
+def compare(a: Plan, b: Plan, store: Path | None = None) -> Difference:
+    """The difference between two plans; `store` tells which new runs are finished."""
+    before, after = ({cell.cell_id: cell for cell in plan.cells} for plan in (a, b))
+    runs_a, runs_b = ({run.run_id: run.cost.total_flops for run in plan.runs} for plan in (a, b))
+    fresh = [run_id for run_id in runs_b if run_id not in runs_a]
+    done = [run_id for run_id in fresh if store is not None and RunDir(store, run_id).result.exists()]
+    changed = [_change(a, b, before[name], after[name]) for name in before if name in after]
+    return Difference(
+        a=a.name,
+        b=b.name,
+        settings={
+            name: (getattr(a, name), getattr(b, name))
+            for name in _SETTINGS
+            if getattr(a, name) != getattr(b, name)
+        },
+        added=tuple(name for name in after if name not in before),
+        removed=tuple(name for name in before if name not in after),
+        changed=tuple(change for change in changed if change is not None),
+        new_runs=len(fresh),
+        dropped_runs=sum(run_id not in runs_b for run_id in runs_a),
+        new_flops=sum(runs_b[run_id] for run_id in fresh),
+        new_flops_done=sum(runs_b[run_id] for run_id in done),
+        dropped_flops=sum(flops for run_id, flops in runs_a.items() if run_id not in runs_b),
+        total_flops=(sum(runs_a.values()), sum(runs_b.values())),
+    )
+
+
+def _change(a: Plan, b: Plan, old: Cell, new: Cell) -> Change | None:
+    fields = {
+        name: (getattr(old, name), getattr(new, name))
+        for name in _FIELDS
+        if getattr(old, name) != getattr(new, name)
+    }
+    return Change(cell_id=old.cell_id, fields=fields) if fields else None
+
+
+def _diff(args: argparse.Namespace) -> int:
+    import msgspec
+
+    store = store_path(args.store)
+    found = compare(_plan(store, args.a), _plan(store, args.b), store)
+    if args.json:
+        print_json(msgspec.to_builtins(found))
+    else:
+        if found.added or found.removed or found.changed:
+            print_tables([_table(found)])
+        for line in _sentences(found):
+            print(line)
+    same = not (found.settings or found.added or found.removed or found.changed or found.new_runs)
+    return 0 if same and not found.dropped_runs else 1
+
+
+def _plan(store: Path, name: str) -> Plan:
+    path = Path(name)
+    if path.is_dir() and (path / "plan.jsonl").exists():
+        path = path / "plan.jsonl"
+    if path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            raise UserError(f"{path}: this is a study file; plan it, and compare the plans")
+        return decode_plan(path.read_bytes(), str(path))
+    return read_plan(store, name)
+
+
+def _table(found: Difference) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=f"from {found.a} to {found.b}", box=box.SIMPLE)
+    table.title_justify = "left"
+    table.add_column("")
+    table.add_column("cell", overflow="fold")
+    table.add_column("what changed", overflow="fold")
+    for sign, names in (("-", found.removed), ("+", found.added)):
+        for name in names[:SHOWN]:
+            table.add_row(sign, name, "")
+        if len(names) > SHOWN:
+            table.add_row(sign, f"and {len(names) - SHOWN} more", "")
+    for change in found.changed[:SHOWN]:
+        texts = [f"{name} {_text(old)} -> {_text(new)}" for name, (old, new) in change.fields.items()]
+        table.add_row("~", change.cell_id, "; ".join(texts))
+    if len(found.changed) > SHOWN:
+        table.add_row("~", f"and {len(found.changed) - SHOWN} more", "")
+    return table
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _sentences(found: Difference) -> list[str]:
+    lines = [f"{name}: {_text(old)} -> {_text(new)}" for name, (old, new) in found.settings.items()]
+    lines.append(
+        f"{len(found.added)} cells added, {len(found.removed)} removed, {len(found.changed)} changed; "
+        f"{found.new_runs} runs are new ({flops_text(found.new_flops)}, of which "
+        f"{flops_text(found.new_flops_done)} are done in the store), {found.dropped_runs} no longer wanted "
+        f"({flops_text(found.dropped_flops)})"
+    )
+    before, after = found.total_flops
+    lines.append(f"all runs: {flops_text(before)} -> {flops_text(after)}")
+    return lines

@@ -1,0 +1,344 @@
+"""From a solved grid to the lines of a plan, in columns: objects only for what is written at the moment.
+
+The lines are those of `salt.plans`; a plan of a million cells passes through in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from salt.plans import (
+    CellLine,
+    PlanHeader,
+    ProbeLine,
+    RefusedLine,
+    RunLine,
+    base_line,
+    base_of,
+)
+from salt.specs import Cost, ExecSpec, ProbeSpec, RunSpec
+from sweeps.bases import optim_at
+from sweeps.cell_names import CellNames
+from sweeps.grid import Grid
+from sweeps.probing import Probing
+from sweeps.references import Reference
+from sweeps.schedule import Run, Schedule
+from sweeps.seeds import seed_sets
+from sweeps.verdicts import refusals
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Lines that exist as objects at one time.
+CHUNK = 20_000
+
+
+@dataclass(kw_only=True)
+class Totals:
+    """What the runs of a plan cost, each run once. GPU-hours are None without a site profile."""
+
+    runs: int = 0
+    flops: int = 0
+    gpu_hours: float | None = 0.0
+
+    def add(self, count: int, flops: int, gpu_seconds: float | None) -> None:
+        self.runs += count
+        self.flops += flops
+        if gpu_seconds is None or self.gpu_hours is None:
+            self.gpu_hours = None
+        else:
+            self.gpu_hours += gpu_seconds / 3600
+
+
+class Draft:
+    """A plan before it is written. `points` are the kept points of the grid, dearest first."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        execution: ExecSpec,
+        suites: dict[str, ProbeSpec],
+        references: list[Reference],
+    ) -> None:
+        import numpy as np
+
+        self.grid, self.study, self.execution = grid, grid.study, execution
+        self.references = references
+        self.probing = Probing(grid.study, suites)
+        self.names = CellNames(grid)
+        self.kept = np.flatnonzero(grid.verdict == 0)  # in the order of the grid
+        self.seed_sets, places = seed_sets(grid, self.kept)
+        self.seeds = places
+        self.schedule = Schedule(grid)
+        with_runs = self._points_with_other_runs()
+        self.schedule.prepare(
+            [int(self.kept[i]) for i in with_runs], [self.seed_sets[self.seeds[i]] for i in with_runs]
+        )
+        self.others = [*self.schedule.in_order()]
+        self.totals = {role: Totals() for role in ("teacher", "trunk", "student", "reference")}
+        self._price()
+
+    def _points_with_other_runs(self) -> list[int]:
+        """Places in `kept` that need each distinct teacher at each budget, or all of them under wsd."""
+        import numpy as np
+
+        if self.study.file.schedule == "wsd":
+            return list(range(len(self.kept)))
+        group, budget = self.grid.group[self.kept], self.grid.budget[self.kept]
+        taught = np.flatnonzero(group >= 0)
+        if not len(taught):
+            return []
+        key = (group[taught] * len(self.study.budgets) + budget[taught]) * len(self.seed_sets)
+        _, first = np.unique(key + self.seeds[taught], return_index=True)
+        return [int(place) for place in taught[np.sort(first)]]
+
+    # --- order and sums ---------------------------------------------------------------------------
+
+    def dearest_first(self) -> NDArray[np.int64]:
+        """Places in `kept`, in the order in which their students are run."""
+        import numpy as np
+
+        prices = np.zeros(len(self.grid.bases.all))
+        for base in self.grid.bases.all:
+            prices[base.number] = base.step_flops
+        cost = self.grid.steps[self.kept] * prices[self.grid.base[self.kept]]
+        return np.argsort(-cost, kind="stable")
+
+    def _price(self) -> None:
+        """Sum every run once. A student that is also someone's teacher is counted as a teacher."""
+        import numpy as np
+
+        for run in self.others:
+            seconds = None if run.gpu_seconds is None else run.gpu_seconds * run.own_steps
+            self.totals[run.role].add(1, run.own_flops, seconds)
+        for reference in self.references:
+            run = reference.run
+            self.totals["reference"].add(1, run.own_flops, 0.0)
+        counts = np.array([len(seeds) for seeds in self.seed_sets], dtype=np.int64)[self.seeds]
+        bases, students = self.grid.base[self.kept], self.totals["student"]
+        steps = self.own_steps()
+        for number in np.unique(bases).tolist():
+            base, mine = self.grid.bases.all[number], bases == number
+            total, runs = int((steps[mine] * counts[mine]).sum()), int(counts[mine].sum())
+            seconds = None if base.gpu_seconds is None else base.gpu_seconds * total
+            students.add(runs, total * base.step_flops + runs * base.cache_flops, seconds)
+        for point in self._students_that_teach():
+            base, steps_here = self.grid.base_of(point), int(self.grid.steps[point])
+            seconds = None if base.gpu_seconds is None else -base.gpu_seconds * steps_here
+            students.add(-1, -(steps_here * base.step_flops + base.cache_flops), seconds)
+
+    def own_steps(self) -> NDArray[np.int64]:
+        """Steps that the students' runs train themselves: after the branch under wsd, int64 [kept]."""
+        import numpy as np
+
+        steps = self.grid.steps[self.kept]
+        if self.study.file.schedule != "wsd":
+            return steps
+        cooldown = [n - self.schedule.branch_step(n) for n in steps.tolist()]
+        return np.array(cooldown, dtype=np.int64)
+
+    def _students_that_teach(self) -> list[int]:
+        """Points of pixel cells whose run is some student's teacher, once for each such seed."""
+        teachers = {run.run_id for run in self.others}
+        if not teachers or all(axes.arm != "pixel" for axes in self.grid.axes):
+            return []
+        lengths = {(run.spec.model.encoder, run.spec.steps) for run in self.others if run.role == "teacher"}
+        found = []
+        for place, point in enumerate(self.kept.tolist()):
+            base = self.grid.base_of(point)
+            if base.spec.arm == "pixel" and (base.spec.model.encoder, int(self.grid.steps[point])) in lengths:
+                for seed in self.seed_sets[self.seeds[place]]:
+                    if self.run_id(point, seed) in teachers:
+                        found.append(point)
+        return found
+
+    def run_id(self, point: int, seed: int) -> str:
+        """Id of the run that ends a cell."""
+        base, steps = self.grid.base_of(point), int(self.grid.steps[point])
+        teacher = self.schedule.above(point, seed)
+        trunk = self.schedule.trunk_of(base, steps, teacher, seed)
+        optim = optim_at(self.study, base, base.spec.arm, steps)
+        return base.ids.run_id(seed, steps, teacher, trunk, optim)
+
+    # --- lines ------------------------------------------------------------------------------------
+
+    def lines(self) -> Iterator[bytes]:
+        """The bytes of `plan.jsonl`, in pieces."""
+        encoder = msgspec.json.Encoder(order="sorted")
+        head: list[Any] = [
+            PlanHeader(
+                name=self.study.name,
+                study_sha256=self.study.sha256,
+                convention=self.study.file.convention,
+                charge=self.study.file.charge,
+                match=self.study.match,
+                execution=self.execution,
+                overrides=dict(self.study.overrides),
+            )
+        ]
+        head += [ProbeLine(probe_id=name, spec=spec) for name, spec in self.probing.specs.items()]
+        numbers = self._base_numbers()
+        head += [base_line(n, spec, self.study.file.convention) for spec, n in numbers.items()]
+        yield encoder.encode_lines(head)
+        yield encoder.encode_lines([self._other_line(run, numbers) for run in self.others])
+        known = {run.run_id for run in self.others}
+        yield from _chunks(encoder, self._student_lines(numbers, known))
+        yield encoder.encode_lines(
+            [self._other_line(ref.run, numbers) for ref in self._distinct_references()]
+        )
+        yield from _chunks(encoder, self._cell_lines())
+        yield encoder.encode_lines([ref.line() for ref in self.references])
+        yield encoder.encode_lines([RefusedLine(refused=refused) for refused in refusals(self.grid)])
+
+    def _distinct_references(self) -> list[Reference]:
+        return list({reference.run.run_id: reference for reference in self.references}.values())
+
+    def _base_numbers(self) -> dict[RunSpec, int]:
+        """Bases in the order in which the runs first use them."""
+        import numpy as np
+
+        numbers: dict[RunSpec, int] = {}
+        for run in self.others:
+            numbers.setdefault(base_of(run.spec), len(numbers))
+        used = self.grid.base[self.kept][self.dearest_first()]
+        _, first = np.unique(used, return_index=True)
+        for place in np.sort(first).tolist():
+            numbers.setdefault(self.grid.bases.all[int(used[place])].spec, len(numbers))
+        for reference in self.references:
+            numbers.setdefault(base_of(reference.run.spec), len(numbers))
+        return numbers
+
+    def base_specs(self) -> list[RunSpec]:
+        """One spec for each kind of run."""
+        return list(self._base_numbers())
+
+    def _other_line(self, run: Run, numbers: dict[RunSpec, int]) -> RunLine:
+        spec = run.spec
+        return RunLine(
+            run_id=run.run_id,
+            role=run.role,
+            base=numbers[base_of(spec)],
+            seed=spec.seed,
+            steps=spec.steps,
+            probes=self.probing.places(spec.arm, run.role, spec.seed, self._at_largest(run)),
+            teacher=None if spec.teacher is None else (spec.teacher.run_id, spec.teacher.step),
+            trunk=None if spec.trunk is None else (spec.trunk.run_id, spec.trunk.step),
+            keep_steps=spec.keep_steps,
+        )
+
+    def _at_largest(self, run: Run) -> bool:
+        return any(self.study.budgets[place] == max(self.study.budgets) for place in run.budgets)
+
+    def _student_lines(self, numbers: dict[RunSpec, int], known: set[str]) -> Iterator[RunLine]:
+        """One line for each run that ends a cell and is not there yet. Written for a million of them."""
+        grid, schedule, bases = self.grid, self.schedule, self.grid.bases.all
+        places = {base.number: numbers[base.spec] for base in bases if base.spec in numbers}
+        largest = max(self.study.budgets)
+        wsd, on_steps = schedule.wsd, any(base.recipe_on_steps for base in bases)
+        for place in self.dearest_first().tolist():
+            point = int(self.kept[place])
+            base, steps, group = bases[grid.base[point]], int(grid.steps[point]), int(grid.group[point])
+            arm = base.spec.arm
+            optim = optim_at(self.study, base, arm, steps) if on_steps else None
+            at_largest = self.study.budgets[grid.budget[point]] == largest
+            for seed in self.seed_sets[self.seeds[place]]:
+                teacher = schedule.taught(group, seed).weights if group >= 0 else None
+                trunk = schedule.trunk_of(base, steps, teacher, seed) if wsd else None
+                run_id = base.ids.run_id(seed, steps, teacher, trunk, optim)
+                if run_id in known:
+                    continue
+                known.add(run_id)
+                yield RunLine(
+                    run_id=run_id,
+                    role="student",
+                    base=places[base.number],
+                    seed=seed,
+                    steps=steps,
+                    probes=self.probing.places(arm, "student", seed, at_largest),
+                    teacher=teacher,
+                    trunk=trunk,
+                    optim=None if optim == base.spec.optim else optim,
+                )
+
+    def _cell_lines(self) -> Iterator[CellLine]:
+        """One line for each cell, in the order of the grid."""
+        grid, schedule = self.grid, self.schedule
+        columns = ("arm", "student", "teacher", "budget", "change", "group", "residual")
+        rows = zip(*(getattr(grid, name)[self.kept].tolist() for name in columns), strict=True)
+        for point, place, row in zip(self.kept.tolist(), self.seeds.tolist(), rows, strict=True):
+            arm, student, teacher, budget, change, group, residual = row
+            name = self.names.name(arm, student, teacher, budget, change)
+            axes = grid.axes[arm]
+            way = axes.teachers[teacher] if teacher >= 0 else None
+            share = self.share(point) if way is not None else None
+            for seed in self.seed_sets[place]:
+                taught = schedule.taught(group, seed) if group >= 0 else None
+                yield CellLine(
+                    cell_id=f"{name}-seed{seed}",
+                    budget=self.study.budgets[budget],
+                    arm=axes.arm,
+                    student=axes.students[student],
+                    seed=seed,
+                    run_id=self.run_id(point, seed),
+                    residual=residual,
+                    teacher=None if way is None else way.size,
+                    teacher_share=share,
+                    teacher_run_id=None if taught is None else taught.weights[0],
+                    teacher_students=0 if group < 0 else int(grid.students_per_group[group]),
+                    stages=() if taught is None else taught.stages,
+                )
+
+    @property
+    def run_count(self) -> int:
+        return sum(total.runs for total in self.totals.values())
+
+    def teacher_steps(self, group: int) -> str:
+        """Steps of the teachers on the way, such as `40000` or `40000+80000`; empty without one."""
+        if group < 0 or self.grid.table is None:
+            return ""
+        return "+".join(str(steps) for _, _, steps in self.grid.table.stages_of(group))
+
+    def teacher_gpu_hours(self, group: int) -> float | None:
+        """GPU-hours of the teachers on the way; None without a site profile, 0 without a teacher."""
+        if group < 0 or self.grid.table is None:
+            return 0.0
+        hours = 0.0
+        for _, base, steps in self.grid.table.stages_of(group):
+            if base.gpu_seconds is None:
+                return None
+            hours += base.gpu_seconds * steps / 3600
+        return hours
+
+    def share(self, point: int) -> float | None:
+        """The teachers' share of the budget as asked, or as it comes out where FLOPs or steps were asked."""
+        way, table = self.grid.teacher_of(point), self.grid.table
+        if way is None or table is None:
+            return None
+        if len(way.stages) == 1 and way.stages[0].share is not None:
+            return way.stages[0].share
+        budget = int(self.grid.budget[point])
+        return float(table.spent[budget, self.grid.teacher[point]]) / self.study.budgets[budget]
+
+
+def _chunks(encoder: msgspec.json.Encoder, lines: Iterator[Any]) -> Iterator[bytes]:
+    from itertools import islice
+
+    while chunk := list(islice(lines, CHUNK)):
+        yield encoder.encode_lines(chunk)
+
+
+def teacher_cost(draft: Draft, group: int) -> Cost | None:
+    """Training of a group's teachers, each up to the weights that are used; None where there is none."""
+    table = draft.grid.table
+    if group < 0 or table is None:
+        return None
+    total: Cost | None = None
+    for _, base, steps in table.stages_of(group):
+        part = base.step * steps + base.cache
+        total = part if total is None else total + part
+    return total

@@ -1,0 +1,180 @@
+"""A plan in GPU-hours, days, money, memory and disk at a site, as sentences and as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sweeps.draft import Draft
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sweeps.bases import Base
+    from sweeps.memory import Fit
+    from sweeps.site import SiteSpec
+
+GIB, TIB = 2**30, 2**40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the longest run of a base is laid out at the site."""
+
+    arm: str
+    size: str
+    teacher: str | None
+    steps: int
+    fit: Fit
+    checkpoint_bytes: int
+
+
+def layouts(draft: Draft) -> list[Layout]:
+    """One layout for each base that students or teachers use, for its longest run; empty without a site."""
+    from sweeps.machine_time import checkpoint_bytes
+    from sweeps.memory import propose
+
+    site = draft.grid.bases.site
+    if site is None:
+        return []
+    found = []
+    for base, steps, teacher in _longest(draft).values():
+        spec = msgspec.structs.replace(base.spec, steps=steps)
+        found.append(
+            Layout(
+                arm=spec.arm,
+                size=base.size,
+                teacher=teacher,
+                steps=steps,
+                fit=propose(spec, site),
+                checkpoint_bytes=checkpoint_bytes(spec),
+            )
+        )
+    return found
+
+
+def _longest(draft: Draft) -> dict[int, tuple[Base, int, str | None]]:
+    """Base number -> (base, steps of its longest run, size of its teacher)."""
+    import numpy as np
+
+    grid = draft.grid
+    found: dict[int, tuple[Base, int, str | None]] = {}
+    bases, steps = grid.base[draft.kept], grid.steps[draft.kept]
+    for number in np.unique(bases).tolist():
+        mine = np.flatnonzero(bases == number)
+        way = grid.teacher_of(int(draft.kept[mine[0]]))
+        found[number] = (grid.bases.all[number], int(steps[mine].max()), None if way is None else way.size)
+    for group in np.unique(grid.group[draft.kept]).tolist():
+        for _, base, length in grid.table.stages_of(group) if group >= 0 and grid.table is not None else ():
+            known = found.get(base.number, (base, 0, None))
+            found[base.number] = (base, max(length, known[1]), known[2])
+    return found
+
+
+def plan_days(draft: Draft) -> list[str]:
+    """Sentences on hours, days, money and disk; one that says what is missing where there is no site."""
+    site = draft.grid.bases.site
+    if site is None:
+        return ["GPU-hours: give a site profile (`site:` in the study file, or --site) to see them."]
+    from sweeps.machine_time import price
+
+    hours = sum(total.gpu_hours or 0.0 for total in draft.totals.values())
+    money = price(hours, site)
+    cost = "" if money is None else f", {money:,.0f} {site.currency or ''}".rstrip()
+    how = "measured" if site.measured else "assumed"
+    return [
+        f"At site {site.name} ({site.gpu}): {hours:,.0f} GPU-hours{cost}, at least {days(draft, hours):.1f} "
+        "days on "
+        f"{site.gpu_cap} GPUs (utilisation {how}; no queues, data loading or failures).",
+        _disk_sentence(draft),
+    ]
+
+
+def days(draft: Draft, hours: float) -> float:
+    """Days that the plan takes at the least: all hours over all GPUs, or the longest teacher and student."""
+    site = draft.grid.bases.site
+    assert site is not None
+    chain = 0.0
+    for place, (base, steps, _) in _longest(draft).items():
+        fit = _fit(base, steps, site)
+        above = [
+            sum(_fit(b, n, site).hours for _, b, n in draft.grid.table.stages_of(group))
+            for group in set(draft.grid.group[draft.kept][draft.grid.base[draft.kept] == place].tolist())
+            if group >= 0 and draft.grid.table is not None
+        ]
+        chain = max(chain, fit.hours + max(above, default=0.0))
+    return max(hours / site.gpu_cap, chain) / 24
+
+
+def _fit(base: Base, steps: int, site: SiteSpec) -> Fit:
+    from sweeps.memory import propose
+
+    return propose(msgspec.structs.replace(base.spec, steps=steps), site)
+
+
+def _disk_sentence(draft: Draft) -> str:
+    from salt.checkpoint import KEPT
+    from sweeps.machine_time import artefact_bytes, cached_target_bytes, checkpoint_bytes
+
+    largest = max((checkpoint_bytes(base.spec) for base, _, _ in _longest(draft).values()), default=0)
+    artefacts = sum(
+        artefact_bytes(base.spec) for base, _, _ in _longest(draft).values()
+    )  # one each; the plan's runs of a base weigh the same
+    cached = {
+        cached_target_bytes(base.spec) for base, _, _ in _longest(draft).values() if base.spec.cached_views
+    }
+    text = (
+        f"Disk: {KEPT} checkpoints a running run, of up to {largest / GIB:.1f} GiB; a finished encoder "
+        "weighs "
+        f"{artefacts / max(1, len(_longest(draft))) / GIB:.1f} GiB on average"
+    )
+    if cached:
+        text += f"; cached targets of one teacher up to {max(cached) / TIB:.1f} TiB"
+    return text + "."
+
+
+def layout_table(draft: Draft) -> Table | None:
+    """Memory, micro-batch, recomputation and GPUs of the longest run of every base; None without a site."""
+    from rich import box
+    from rich.table import Table
+
+    rows = layouts(draft)
+    site = draft.grid.bases.site
+    if site is None or not rows:
+        return None
+    title = f"layout at {site.name}: the longest run of each kind ({site.memory_gib:g} GiB a GPU)"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.title_justify = "left"
+    for name in ("arm", "student", "teacher"):
+        table.add_column(name, no_wrap=True)
+    for name in (
+        "steps",
+        "GPUs",
+        "clips\na GPU",
+        "accumu-\nlation",
+        "recom-\npute",
+        "sharded",
+        "peak\nGiB",
+        "hours",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("checkpoint\nGiB", justify="right")
+    for row in rows:
+        fit = row.fit
+        table.add_row(
+            row.arm,
+            row.size.removeprefix("vit_"),
+            "-" if row.teacher is None else row.teacher.removeprefix("vit_"),
+            str(row.steps),
+            str(fit.gpus),
+            str(fit.micro_batch),
+            str(fit.accumulation_steps),
+            "yes" if fit.recompute else "no",
+            "yes" if fit.sharded else "no",
+            f"{fit.peak_bytes / GIB:.1f}",
+            f"{fit.hours:.0f}",
+            f"{row.checkpoint_bytes / GIB:.1f}",
+        )
+    return table

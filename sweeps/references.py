@@ -1,0 +1,87 @@
+"""Runs beside the budgets: random encoders, training on labels, raw pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from salt.errors import UserError
+from salt.plans import CellLine
+from salt.specs import Arm, DataSpec, ObjectiveSpec, OptimSpec, RunSpec
+from sweeps.bases import build_problems, run_spec
+from sweeps.grid import Grid
+from sweeps.schedule import Run, reference_run
+from sweeps.study import Study, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A reference's run and the size it is named by."""
+
+    run: Run
+    size: str
+
+    @property
+    def cell_id(self) -> str:
+        return f"{self.run.spec.arm}-{self.size}-seed{self.run.spec.seed}"
+
+    def line(self) -> CellLine:
+        return CellLine(
+            cell_id=self.cell_id,
+            budget=0.0,
+            arm=self.run.spec.arm,
+            student=self.size,
+            seed=self.run.spec.seed,
+            run_id=self.run.run_id,
+            residual=0.0,
+        )
+
+
+def references_of(grid: Grid, data: DataSpec) -> list[Reference]:
+    """The references of a study, for each of its own seeds.
+
+    Raises:
+        UserError: the supervised reference cannot be built.
+    """
+    study = grid.study
+    wanted = study.file.references
+    # An untrained run must not change with the recipe.
+    plain = Training(optim=OptimSpec(), objective=ObjectiveSpec())
+    sizes = _sizes(grid)
+    found: list[Reference] = []
+    for size in sizes if wanted.random else ():
+        found += _seeds(study, _spec(study, "random", size, data, plain), size)
+    if wanted.supervised is not None:
+        training = Training(optim=study.supervised_optim(), objective=ObjectiveSpec())
+        for size in wanted.supervised.students:
+            spec = _spec(study, "supervised", size, data, training)
+            problems = build_problems(study, spec, size, None, {})
+            if problems:
+                raise UserError(f"{study.path}: references.supervised.students: {'; '.join(problems)}")
+            spec = msgspec.structs.replace(spec, steps=wanted.supervised.steps, label=wanted.supervised.label)
+            found += _seeds(study, spec, size)
+    if wanted.raw:
+        spec = _spec(study, "raw", sizes[0], data, plain)
+        found.append(_reference(study, spec, "raw", study.file.seeds[0]))
+    return found
+
+
+def _sizes(grid: Grid) -> list[str]:
+    """Sizes of all students, then of all teachers, each once."""
+    students = [size for axes in grid.axes for size in axes.students]
+    teachers = [stage.size for axes in grid.axes for way in axes.teachers for stage in way.stages]
+    return list(dict.fromkeys([*students, *teachers]))
+
+
+def _spec(study: Study, arm: Arm, size: str, data: DataSpec, training: Training) -> RunSpec:
+    return run_spec(study, arm, size, data, training)
+
+
+def _seeds(study: Study, spec: RunSpec, size: str) -> list[Reference]:
+    return [_reference(study, spec, size, seed) for seed in study.file.seeds]
+
+
+def _reference(study: Study, spec: RunSpec, size: str, seed: int) -> Reference:
+    run = reference_run(msgspec.structs.replace(spec, seed=seed), study.file.convention)
+    return Reference(run=run, size=size)

@@ -1,0 +1,280 @@
+"""Trained runs behind the cells: teachers by seed, and under `schedule: wsd` trunks with their branches.
+
+A trunk is one run with a constant rate per (arm, size, teacher, swept fields) and seed, as long as the
+longest path needs; every run that ends is a cooldown that branches off it. Paths that share a trunk train its
+steps once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from salt.errors import UserError
+from salt.flops import cache_cost, step_cost
+from salt.plans import base_of
+from salt.specs import Convention, Cost, OptimSpec, Role, RunSpec, TrunkRef, spec_id
+from sweeps.bases import Base, optim_at
+from sweeps.grid import Grid
+
+#: (run, step): a teacher's or trunk's weights.
+Weights = tuple[str, int]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run that is not a plain student: a teacher, a trunk or a reference."""
+
+    run_id: str
+    role: Role
+    spec: RunSpec
+    step: Cost
+    cache: Cost
+    gpu_seconds: float | None
+    level: int  # how many runs have to be done one after the other before it
+    budgets: set[int] = field(default_factory=set)
+
+    @property
+    def own_steps(self) -> int:
+        return self.spec.steps - (self.spec.trunk.step if self.spec.trunk is not None else 0)
+
+    @property
+    def own_flops(self) -> int:
+        return self.step.total_flops * self.own_steps + self.cache.total_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """What a student of one seed learns from: the last teacher's weights, the runs before it."""
+
+    weights: Weights
+    stages: tuple[str, ...]
+    level: int
+
+
+class Schedule:
+    """Makes the teachers and trunks of a grid, each once."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid, self.study = grid, grid.study
+        self.runs: dict[str, Run] = {}
+        self.wsd = self.study.file.schedule == "wsd"
+        self._keep = self._kept_states()
+        self._branches: dict[tuple[int, Weights | None, int], set[int]] = {}
+        self._trunks: dict[tuple[int, Weights | None, int], Run] = {}
+        self._taught: dict[tuple[int, int], Taught] = {}
+
+    def prepare(self, points: list[int], seeds: list[tuple[int, ...]]) -> None:
+        """Make all that the points need, `seeds` being those of each point."""
+        if self.wsd:
+            for point, own in zip(points, seeds, strict=True):
+                self._plan_pixel_branches(point, own)
+        for point, own in zip(points, seeds, strict=True):
+            group = int(self.grid.group[point])
+            if group >= 0:
+                for seed in own:
+                    taught = self.taught(group, seed)
+                    for run_id in (*taught.stages, taught.weights[0]):
+                        self._mark(run_id, int(self.grid.budget[point]))
+        if self.wsd:
+            for point, own in zip(points, seeds, strict=True):
+                for seed in own:
+                    self._branch(
+                        self.grid.base_of(point), int(self.grid.steps[point]), self.above(point, seed), seed
+                    )
+
+    def above(self, point: int, seed: int) -> Weights | None:
+        """The teacher's weights of a point's student."""
+        group = int(self.grid.group[point])
+        return None if group < 0 else self.taught(group, seed).weights
+
+    def taught(self, group: int, seed: int) -> Taught:
+        """The teachers of a group for one seed, made when first asked for."""
+        assert self.grid.table is not None
+        key = (group, seed)
+        if key in self._taught:
+            return self._taught[key]
+        weights: Weights | None = None
+        ids: list[str] = []
+        level = 0
+        for stage, base, steps in self.grid.table.stages_of(group):
+            length = stage.run_steps or steps
+            run = self._run(
+                "teacher", base, length, weights, seed, level, self._keep.get((base.number, length), ())
+            )
+            weights, level = (run.run_id, steps), run.level + 1
+            ids.append(run.run_id)
+        assert weights is not None
+        self._taught[key] = Taught(weights=weights, stages=tuple(ids[:-1]), level=level)
+        return self._taught[key]
+
+    def trunk_of(self, base: Base, steps: int, teacher: Weights | None, seed: int) -> Weights | None:
+        """Where a run of this length branches off; None under cosine."""
+        if not self.wsd:
+            return None
+        trunk = self._trunk(base, teacher, seed)
+        return trunk.run_id, self.branch_step(steps)
+
+    def cosine_flops(self, points: list[int], seeds: list[tuple[int, ...]]) -> int:
+        """What the same paths cost as whole runs of their own, teachers counted once."""
+        total = 0
+        teachers: set[tuple[int, int]] = set()
+        for point, own in zip(points, seeds, strict=True):
+            base = self.grid.base_of(point)
+            total += len(own) * (int(self.grid.steps[point]) * base.step_flops + base.cache_flops)
+            teachers |= {(int(self.grid.group[point]), seed) for seed in own if self.grid.group[point] >= 0}
+        assert self.grid.table is not None or not teachers
+        for group, _ in teachers:
+            assert self.grid.table is not None
+            for _, base, steps in self.grid.table.stages_of(group):
+                total += steps * base.step_flops + base.cache_flops
+        return total
+
+    def in_order(self) -> Iterator[Run]:
+        """Runs before those that need them; the dearest first among equals, trunks before their branches."""
+        rank = {"trunk": 0, "teacher": 1}
+        yield from sorted(
+            self.runs.values(), key=lambda run: (run.level, rank[run.role], -run.own_flops, run.run_id)
+        )
+
+    # --- runs -------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        role: Role,
+        base: Base,
+        steps: int,
+        teacher: Weights | None,
+        seed: int,
+        level: int,
+        keep: tuple[int, ...] = (),
+    ) -> Run:
+        trunk = self.trunk_of(base, steps, teacher, seed)
+        if trunk is not None:
+            level = max(level, self.runs[trunk[0]].level + 1)
+        spec = full_spec(self.grid, base, steps, teacher, trunk, seed, keep)
+        return self._add(role, spec, base, level)
+
+    def _add(self, role: Role, spec: RunSpec, base: Base, level: int) -> Run:
+        run_id = spec_id(spec)
+        if run_id not in self.runs:
+            self.runs[run_id] = Run(
+                run_id=run_id,
+                role=role,
+                spec=spec,
+                step=base.step,
+                cache=Cost(convention=base.step.convention) if role == "trunk" else base.cache,
+                gpu_seconds=base.gpu_seconds,
+                level=level,
+            )
+        return self.runs[run_id]
+
+    def _mark(self, run_id: str, budget: int) -> None:
+        run = self.runs[run_id]
+        run.budgets.add(budget)
+        if run.spec.trunk is not None:
+            self.runs[run.spec.trunk.run_id].budgets.add(budget)
+
+    def _kept_states(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        """(base, length of the run) -> the steps at which others take their weights from it."""
+        kept: dict[tuple[int, int], set[int]] = {}
+        table = self.grid.table
+        for group in range(table.groups if table is not None else 0):
+            assert table is not None
+            for stage, base, steps in table.stages_of(group):
+                if stage.run_steps is not None:
+                    kept.setdefault((base.number, stage.run_steps), set()).add(steps)
+        return {key: tuple(sorted(steps)) for key, steps in kept.items()}
+
+    # --- trunks -----------------------------------------------------------------------------------
+
+    def branch_step(self, steps: int) -> int:
+        return max(1, steps - max(1, round(self.study.file.cooldown_share * steps)))
+
+    def _plan_pixel_branches(self, point: int, seeds: tuple[int, ...]) -> None:
+        """Pixel trunks serve the pixel arm and the teachers, so their lengths are known before any id is."""
+        grid, group = self.grid, int(self.grid.group[point])
+        if grid.axes_of(point).arm == "pixel":
+            for seed in seeds:
+                self._branch(grid.base_of(point), int(grid.steps[point]), None, seed)
+        elif group >= 0:
+            assert grid.table is not None
+            _, base, steps = grid.table.stages_of(group)[0]
+            for seed in seeds:
+                self._branch(base, steps, None, seed)
+
+    def _branch(self, base: Base, steps: int, teacher: Weights | None, seed: int) -> None:
+        self._branches.setdefault((base.number, teacher, seed), set()).add(self.branch_step(steps))
+
+    def _trunk(self, base: Base, teacher: Weights | None, seed: int) -> Run:
+        from salt.optim import warmup_steps
+
+        key = (base.number, teacher, seed)
+        if key not in self._trunks:
+            branches = tuple(sorted(self._branches[key]))
+            target, stage = self._target(base)
+            constant = self.grid.bases.get(
+                base.spec.arm, base.size, target, base.training, stage=stage, phase="constant"
+            )
+            level = 0 if teacher is None else self.runs[teacher[0]].level + 1
+            spec = full_spec(self.grid, constant, branches[-1], teacher, None, seed, branches)
+            warmup = warmup_steps(spec.optim, spec.steps)
+            if branches[0] < warmup:
+                raise UserError(
+                    f"{self.study.path}: schedule: a cooldown of {base.spec.arm} {base.size} would branch "
+                    "off "
+                    f"after {branches[0]} steps, inside the trunk's warmup of {warmup}; lower "
+                    "optim.warmup_share, or leave out the smallest budgets"
+                )
+            self._trunks[key] = self._add("trunk", spec, constant, level)
+        return self._trunks[key]
+
+    def _target(self, base: Base) -> tuple[str | None, int]:
+        """Name of the size of a base's teacher, and its stage."""
+        teacher = base.spec.teacher
+        if teacher is None:
+            return None, 1
+        names = (name for name, vit in self.study.sizes.items() if vit == teacher.encoder)
+        return next(names), teacher.stage
+
+
+def full_spec(
+    grid: Grid,
+    base: Base,
+    steps: int,
+    teacher: Weights | None,
+    trunk: Weights | None,
+    seed: int,
+    keep: tuple[int, ...] = (),
+) -> RunSpec:
+    """The spec of one run of a base."""
+    spec = base.spec
+    reference = spec.teacher
+    if teacher is not None:
+        assert reference is not None
+        reference = msgspec.structs.replace(reference, run_id=teacher[0], step=teacher[1])
+    optim: OptimSpec | None = optim_at(grid.study, base, spec.arm, steps)
+    return msgspec.structs.replace(
+        spec,
+        seed=seed,
+        steps=steps,
+        teacher=reference,
+        trunk=None if trunk is None else TrunkRef(run_id=trunk[0], step=trunk[1]),
+        keep_steps=keep,
+        optim=optim or spec.optim,
+    )
+
+
+def reference_run(spec: RunSpec, convention: Convention) -> Run:
+    """A run beside the budgets."""
+    return Run(
+        run_id=spec_id(spec),
+        role="reference",
+        spec=spec,
+        step=step_cost(base_of(spec), convention),
+        cache=cache_cost(base_of(spec), convention),
+        gpu_seconds=None,
+        level=0,
+    )

@@ -1,0 +1,260 @@
+"""A checked study: the file's keys with names resolved, and what an arm trains with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from salt.errors import UserError
+from salt.sizes import SIZES, grid
+from salt.specs import Arm, MaskSpec, Match, ModelSpec, ObjectiveSpec, OptimSpec, ProbeSpec, VitSpec
+from sweeps.config import SPLITS, ArmConfig, DeclaredData, MaskConfig, ProbeConfig, StudyFile
+from sweeps.document import decode, overlay, parse_yaml, unknown_key
+from sweeps.recipe import Recipe, find_recipe
+from sweeps.study_checks import problems_of
+
+#: Where a list's rows come from: a file, or a declaration to plan with until the file is there.
+Source = Path | DeclaredData
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How an arm trains: the recipe's rules, the study's settings over them, the arm's own on top."""
+
+    optim: OptimSpec
+    objective: ObjectiveSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A checked study file. `budgets` are in the unit of `match`."""
+
+    path: Path
+    folder: Path  # what paths in the file are relative to
+    data: bytes
+    name: str
+    file: StudyFile
+    overrides: Mapping[str, Any]  # keys that the command line replaced
+    budgets: tuple[float, ...]
+    sizes: dict[str, VitSpec]
+    sources: dict[str, Source]  # split, or probe.split where a suite has its own list
+    rules: Recipe | None
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def match(self) -> Match:
+        return self.file.match
+
+    @property
+    def cached_views(self) -> int | None:
+        """Views of each clip whose targets are encoded once; None for targets made online."""
+        found = re.search(r"views=(\d+)", self.file.targets)
+        return int(found[1]) if found else None
+
+    def source(self, split: str, probe: str | None = None) -> Source:
+        """The list of a split, the suite's own where it has one."""
+        return self.sources.get(f"{probe}.{split}", self.sources[split])
+
+    def arm(self, name: Arm) -> ArmConfig | None:
+        config: ArmConfig | None = getattr(self.file.arms, name)
+        return config
+
+    def model(self, size: str) -> ModelSpec:
+        shared = {name: getattr(self.file.model, name) for name in self.file.model.__struct_fields__}
+        return ModelSpec(encoder=self.sizes[size], **shared)
+
+    def masks(self, name: str | None = None) -> tuple[MaskSpec, ...]:
+        """The study's masks, or a named set of them, with the counts that the file leaves out filled in."""
+        configs = self.file.masks if name is None else self.file.mask_sets[name]
+        places = grid(self.model(next(iter(self.sizes))), self.file.clip)
+        return tuple(_mask(config, places) for config in configs)
+
+    def training(
+        self, arm: Arm, size: str, changes: Mapping[str, Any] | None = None, steps: int = 0
+    ) -> Training:
+        """What an arm trains with; `changes` are swept fields such as `optim.lr`.
+
+        A study without a pixel arm still trains teachers: they take the study's own settings. `steps` matter
+        to recipes with rules on the length alone.
+        """
+        config = self.arm(arm) or ArmConfig()
+        optim, objective = self.file.optim | config.optim, self.file.objective | config.objective
+        for field, value in (changes or {}).items():
+            section, _, name = field.partition(".")
+            if name:
+                (optim if section == "optim" else objective)[name] = value
+        if self.rules is not None:
+            batch = optim.get("batch_clips", OptimSpec().batch_clips)
+            vit = self.sizes[size]
+            optim = self.rules.optim(arm, vit, batch, steps) | optim
+            objective = self.rules.objective(arm, vit, batch, steps) | objective
+        place = f"{self.path}: arms.{arm}."
+        return Training(
+            optim=decode(optim, OptimSpec, f"{place}optim."),
+            objective=decode(objective, ObjectiveSpec, f"{place}objective."),
+        )
+
+    def supervised_optim(self) -> OptimSpec:
+        config = self.file.references.supervised
+        own = config.optim if config is not None else {}
+        return decode(self.file.optim | own, OptimSpec, f"{self.path}: references.supervised.optim.")
+
+    def probe_settings(self, probe: ProbeConfig) -> dict[str, Any]:
+        """The checked extra fields of a suite."""
+        place = f"{self.path}: probes.{probe.name}.settings."
+        named = {"labels", "kinds", "frames", "train_clips", "selection_clips", "report_clips", "seed"} | set(
+            SPLITS
+        )
+        valid = [name for name in ProbeSpec.__struct_fields__ if name not in named | {"numerics"}]
+        for key in probe.settings:
+            if key not in valid:
+                raise UserError(unknown_key(f"{place}{key}", key, valid))
+        return probe.settings
+
+
+@functools.cache
+def _mask(config: MaskConfig, places: tuple[int, int, int]) -> MaskSpec:
+    visible, target = config.visible_tokens, config.target_tokens
+    if visible is None or target is None:
+        from salt.masks import published_counts
+
+        # A grid without places cannot be built and is refused with its reason elsewhere.
+        counts = (1, 1)
+        if all(places) and config.aspect_min <= config.aspect_max:
+            counts = published_counts(
+                config.blocks, config.scale, config.aspect_min, config.aspect_max, places
+            )
+        visible, target = visible or counts[0], target or counts[1]
+    return MaskSpec(
+        blocks=config.blocks,
+        scale=config.scale,
+        aspect_min=config.aspect_min,
+        aspect_max=config.aspect_max,
+        visible_tokens=visible,
+        target_tokens=target,
+    )
+
+
+def steps_number(steps: int | str) -> int:
+    """40000 or `40k` as a number of steps."""
+    return steps if isinstance(steps, int) else round(float(steps.removesuffix("k")) * 1000)
+
+
+def load_study(
+    path: Path,
+    *,
+    quick: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    data: bytes | None = None,
+) -> Study:
+    """Read and check a study file.
+
+    Args:
+        quick: lay the section `quick` over the file; the plan is then named `<name>-quick`.
+        changes: keys of the file to replace, such as `budgets_flops` from the command line.
+        folder: what its paths are relative to, where that is not its own folder (a copy in a plan).
+        data: the file's content, where it is not on disk.
+
+    Raises:
+        UserError: the file, or a field of it, is wrong; names the value, its place and the way out.
+    """
+    data = _read(path) if data is None else data
+    raw = parse_yaml(data, path)
+    _refuse_resolutions(raw, path)
+    file = decode(raw, StudyFile, f"{path}: ")
+    if file.quick:
+        quick_file = decode(overlay(raw, file.quick), StudyFile, f"{path}: (with quick) ")
+        if quick_file.name != file.name:
+            raise UserError(
+                f"{path}: quick.name: the quick plan is always named {file.name}-quick; leave it out"
+            )
+        file = quick_file if quick else file
+    elif quick:
+        raise UserError(
+            f"{path}: --quick needs a section `quick:` with the fields to change, such as budgets_flops"
+        )
+    if changes:
+        changed = {key: value for key, value in raw.items() if not (key == "quick" and quick)}
+        changed = overlay(changed, file.quick) if quick else changed
+        file = decode({**changed, **changes}, StudyFile, f"{path}: ")
+    study = Study(
+        path=path,
+        folder=folder or path.parent.absolute(),
+        data=data,
+        name=f"{file.name}-quick" if quick else file.name,
+        file=file,
+        overrides=dict(changes or {}),
+        budgets=_budgets(file),
+        sizes=_sizes(file, path),
+        sources=_sources(file, folder or path.parent),
+        rules=find_recipe(file.recipe) if file.recipe is not None else None,
+    )
+    problems = problems_of(study)
+    if problems:
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    return study
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such study file") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path}: cannot read the study file: {error.strerror}") from error
+
+
+def _refuse_resolutions(raw: dict[str, Any], path: Path) -> None:
+    """Arms of different resolutions are how a published comparison went wrong; they are no option here."""
+    arms = raw.get("arms")
+    for arm, config in arms.items() if isinstance(arms, dict) else ():
+        for key in ("clip", "crop_px", "frames", "model"):
+            if isinstance(config, dict) and key in config:
+                raise UserError(
+                    f"{path}: arms.{arm}.{key}: a study has one resolution for all of its arms, or their "
+                    "costs "
+                    "are not comparable; set it at the top level, or make two studies"
+                )
+
+
+def _budgets(file: StudyFile) -> tuple[float, ...]:
+    """The budgets in the unit of `match`, as floats."""
+    by_match: dict[Match, tuple[Any, ...]] = {
+        "flops": file.budgets_flops,
+        "steps": tuple(steps_number(steps) for steps in file.budgets_steps),
+        "gpu-hours": file.budgets_gpu_hours,
+    }
+    return tuple(float(value) for value in by_match[file.match])
+
+
+def _sources(file: StudyFile, folder: Path) -> dict[str, Source]:
+    def place(value: str | DeclaredData) -> Source:
+        return (folder / value).absolute() if isinstance(value, str) else value
+
+    sources = {split: place(getattr(file.data, split)) for split in SPLITS}
+    for probe in file.probes:
+        for split in SPLITS:
+            own = getattr(probe.data, split)
+            if own is not None:
+                sources[f"{probe.name}.{split}"] = place(own)
+    return sources
+
+
+def _sizes(file: StudyFile, path: Path) -> dict[str, VitSpec]:
+    sizes = dict(SIZES)
+    for name, raw in file.sizes.items():
+        if name in SIZES:
+            raise UserError(f"{path}: sizes.{name}: this name is a built-in size; choose another one")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name):
+            raise UserError(f"{path}: sizes.{name}: a size's name is made of letters, digits, `_` and `.`")
+        sizes[name] = decode(raw, VitSpec, f"{path}: sizes.{name}.")
+    return sizes

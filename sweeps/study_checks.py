@@ -1,0 +1,180 @@
+"""All mistakes in a study file that need no prices and no lists, in its own words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from salt.specs import ARMS, ObjectiveSpec, OptimSpec
+from sweeps.config import SaltConfig
+from sweeps.document import unknown_name
+
+if TYPE_CHECKING:
+    from sweeps.study import Study
+
+BUDGET_KEYS = {"flops": "budgets_flops", "steps": "budgets_steps", "gpu-hours": "budgets_gpu_hours"}
+
+
+def problems_of(study: Study) -> list[str]:
+    """Every problem, each naming its key, the value and the way out; empty when there is none.
+
+    Raises:
+        UserError: an arm's `optim` or `objective`, or a suite's `settings`, has an unknown or wrong field.
+    """
+    file = study.file
+    problems = _budget_problems(study)
+    for field, values in (("seeds", file.seeds), ("students", file.students)):
+        problems += _repeated(field, values)
+    problems += _unknown_sizes(study, "students", file.students)
+    if not any(study.arm(arm) for arm in ARMS):
+        problems.append("arms: no arm is given; add one of pixel, vjepa, salt (for example `pixel: {}`)")
+    for arm in ARMS:
+        config = study.arm(arm)
+        if config is not None:
+            problems += _unknown_sizes(study, f"arms.{arm}.students", config.students or ())
+            problems += _repeated(f"arms.{arm}.students", config.students or ())
+            problems += _sweep_problems(study, f"arms.{arm}.sweep", config.sweep)
+    if file.arms.salt is not None:
+        problems += _teacher_problems(study, file.arms.salt)
+    problems += _schedule_problems(study)
+    if file.references.supervised is not None:
+        problems += _unknown_sizes(
+            study, "references.supervised.students", file.references.supervised.students
+        )
+    problems += _repeated("probes: name", tuple(probe.name for probe in file.probes))
+    known = {*file.seeds, *(seed for extra in file.extra_seeds for seed in extra.seeds)}
+    for probe in file.probes:
+        missing = [seed for seed in probe.seeds or () if seed not in known]
+        if missing:
+            problems.append(
+                f"probes.{probe.name}.seeds: {missing} are not among the study's seeds {sorted(known)}"
+            )
+    problems += _extra_seed_problems(study)
+    if not problems:
+        for arm in ARMS:
+            study.training(arm, file.students[0])
+        study.supervised_optim()
+        for probe in file.probes:
+            study.probe_settings(probe)
+    return problems
+
+
+def _budget_problems(study: Study) -> list[str]:
+    file, key = study.file, BUDGET_KEYS[study.match]
+    others = [other for other in BUDGET_KEYS.values() if other != key and getattr(file, other)]
+    if others:
+        return [f"{others[0]}: `match: {file.match}` takes its budgets from {key}; keep that one only"]
+    if not study.budgets:
+        return [f"{key}: give at least one budget, as `match: {file.match}` asks"]
+    problems = _repeated(key, study.budgets)
+    if study.match == "flops":
+        problems += [f"{key}: {value!r} is not a whole number" for value in study.budgets if value % 1]
+    if study.match == "gpu-hours" and file.site is None:
+        problems.append("site: `match: gpu-hours` needs a site profile, or `site: default`")
+    return problems
+
+
+def _teacher_problems(study: Study, config: SaltConfig) -> list[str]:
+    problems = _unknown_sizes(study, "arms.salt.teachers", config.teachers)
+    for field in ("teachers", "teacher_share", "teacher_flops", "teacher_steps", "chains"):
+        problems += _repeated(f"arms.salt.{field}", getattr(config, field))
+    paid = config.teacher_share or config.teacher_flops or config.teacher_steps
+    if config.teachers and not paid:
+        problems.append(
+            "arms.salt: say what a teacher may cost: `teacher_share: [0.3]`, `teacher_flops: [60e9]` or "
+            "`teacher_steps: [40k]`"
+        )
+    if paid and not config.teachers:
+        problems.append("arms.salt.teachers: name the sizes of the teachers, such as `[vit_l]`")
+    if not config.teachers and not config.chains:
+        problems.append("arms.salt: give `teachers` or `chains`")
+    problems += [
+        f"arms.salt.teacher_flops: {value!r} is not a whole number"
+        for value in config.teacher_flops
+        if value % 1
+    ]
+    problems += _sweep_problems(study, "arms.salt.teacher_sweep", config.teacher_sweep)
+    for number, chain in enumerate(config.chains):
+        where = f"arms.salt.chains[{number}]"
+        problems += _unknown_sizes(study, where, tuple(stage.teacher for stage in chain))
+        for place, stage in enumerate(chain):
+            ways = [name for name in ("share", "flops", "steps") if getattr(stage, name) is not None]
+            if len(ways) != 1:
+                got = ", ".join(ways) or "none"
+                problems.append(f"{where}[{place}]: give one of share, flops, steps (it has {got})")
+    if config.teacher_runs == "one" and len(config.teacher_steps) < 2:
+        problems.append(
+            "arms.salt.teacher_runs: `one` takes several lengths from one run: give two or more "
+            "`teacher_steps`"
+        )
+    return problems
+
+
+def _schedule_problems(study: Study) -> list[str]:
+    file, problems = study.file, []
+    sections = {"optim": file.optim} | {
+        f"arms.{arm}.optim": config.optim for arm in ARMS if (config := study.arm(arm)) is not None
+    }
+    for place, section in sections.items():
+        if "schedule" in section:
+            problems.append(
+                f"{place}.schedule: set `schedule: cosine` or `wsd` at the top level of the study"
+            )
+    if study.rules is not None and study.rules.schedule != file.schedule:
+        problems.append(
+            f"schedule: the recipe {study.rules.name} is for `schedule: {study.rules.schedule}`, "
+            f"the study has {file.schedule!r}; change one of them"
+        )
+    salt = file.arms.salt
+    if file.schedule == "wsd" and salt is not None:
+        if salt.chains:
+            problems.append(
+                "arms.salt.chains: a chain needs `schedule: cosine`; plan it as a study of its own"
+            )
+        if salt.teacher_runs == "one":
+            problems.append(
+                "arms.salt.teacher_runs: under `schedule: wsd` all lengths share a trunk anyway, each with "
+                "its "
+                "own cooldown; leave it at `own`"
+            )
+    return problems
+
+
+def _sweep_problems(study: Study, where: str, sweep: dict[str, list[Any]]) -> list[str]:
+    fields = [name for name in OptimSpec.__struct_fields__ if name != "schedule"]
+    valid = [f"optim.{name}" for name in fields] + ["masks"]
+    valid += [f"objective.{name}" for name in ObjectiveSpec.__struct_fields__]
+    problems = [unknown_name(where, field, valid) for field in sweep if field not in valid]
+    for field, values in sweep.items():
+        if not values:
+            problems.append(f"{where}.{field}: give at least one value")
+        problems += _repeated(f"{where}.{field}", tuple(values))
+    sets = list(study.file.mask_sets)
+    for name in sweep.get("masks", ()):
+        if name not in sets:
+            problems.append(unknown_name(f"{where}.masks", str(name), sets or ["(none: define mask_sets)"]))
+    return problems
+
+
+def _extra_seed_problems(study: Study) -> list[str]:
+    problems = []
+    for number, extra in enumerate(study.file.extra_seeds):
+        where = f"extra_seeds[{number}]"
+        problems += _repeated(f"{where}.seeds", extra.seeds)
+        twice = sorted(set(extra.seeds) & set(study.file.seeds))
+        if twice:
+            problems.append(f"{where}.seeds: {twice} are among the study's seeds already")
+        given = [getattr(extra.where, field) for field in extra.where.__struct_fields__]
+        if not any(value is not None for value in given):
+            problems.append(f"{where}.where: say which cells, such as `students: [vit_l]`; else use `seeds`")
+        for field in ("students", "teachers"):
+            problems += _unknown_sizes(study, f"{where}.where.{field}", getattr(extra.where, field) or ())
+    return problems
+
+
+def _unknown_sizes(study: Study, where: str, names: tuple[str, ...]) -> list[str]:
+    return [unknown_name(where, name, list(study.sizes)) for name in names if name not in study.sizes]
+
+
+def _repeated(where: str, values: tuple[Any, ...]) -> list[str]:
+    twice = [value for index, value in enumerate(values) if value in values[:index]]
+    return [f"{where}: {twice[0]!r} comes twice; keep one of them"] if twice else []

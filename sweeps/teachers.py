@@ -1,0 +1,209 @@
+"""Trained teachers of the salt arm: how each is made, and what it costs at every budget.
+
+A way is a chain of stages, nearly always one: a pixel run. In longer chains each further stage is a student
+of the one before. What a stage may cost is a share of the budget, FLOPs, or steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sweeps.bases import Base, Bases
+from sweeps.config import SaltConfig, StageConfig
+from sweeps.study import Study, steps_number
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One teacher. Exactly one of share, flops, steps says how long it trains.
+
+    `run_steps` is the length of the run that the weights are taken from, where it goes on after them.
+    """
+
+    size: str
+    share: float | None = None
+    flops: int | None = None
+    steps: int | None = None
+    run_steps: int | None = None
+
+    def __str__(self) -> str:
+        from sweeps.cell_names import short_flops
+
+        if self.share is not None:
+            return f"share{self.share!r}"
+        if self.flops is not None:
+            return short_flops(self.flops)
+        cut = "" if self.run_steps is None else f"of{short_steps(self.run_steps)}"
+        return f"{short_steps(self.steps or 0)}{cut}"
+
+    @property
+    def text(self) -> str:
+        """The same for people."""
+        if self.share is not None:
+            return f"share {self.share:g}"
+        if self.flops is not None:
+            return f"{self.flops:.4g} FLOPs"
+        cut = "" if self.run_steps is None else f" of {self.run_steps}, not annealed"
+        return f"{self.steps} steps{cut}"
+
+
+def short_steps(steps: int) -> str:
+    return f"{steps // 1000}ksteps" if steps % 1000 == 0 else f"{steps}steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherWay:
+    """How a teacher comes about: its stages, first one first, and the swept fields of the pixel stage."""
+
+    stages: tuple[Stage, ...]
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> str:
+        return self.stages[-1].size
+
+    @property
+    def name(self) -> str:
+        """Unique within a study; plain ASCII."""
+        parts = [text for stage in self.stages for text in (stage.size, str(stage))]
+        return "-".join([*parts, *(f"teacher.{key}={value}" for key, value in self.changes.items())])
+
+    @property
+    def text(self) -> str:
+        stages = ", then ".join(f"{stage.size} ({stage.text})" for stage in self.stages)
+        return stages + "".join(f", teacher {key}={value}" for key, value in self.changes.items())
+
+
+def teacher_ways(study: Study) -> tuple[TeacherWay, ...]:
+    """All teachers of the salt arm, in the order of the study file: sizes, then what each may cost."""
+    config = study.file.arms.salt
+    if config is None:
+        return ()
+    chains: list[tuple[Stage, ...]] = [
+        (stage,) for size in config.teachers for stage in _lengths(size, config)
+    ]
+    chains += [tuple(_stage(stage) for stage in chain) for chain in config.chains]
+    values = list(itertools.product(*config.teacher_sweep.values()))
+    return tuple(
+        TeacherWay(stages=chain, changes=dict(zip(config.teacher_sweep, combination, strict=True)))
+        for chain in chains
+        for combination in values
+    )
+
+
+def _lengths(size: str, config: SaltConfig) -> list[Stage]:
+    steps = [steps_number(value) for value in config.teacher_steps]
+    longest = max(steps, default=0)
+    cut = config.teacher_runs == "one"
+    return [
+        *(Stage(size=size, share=share) for share in config.teacher_share),
+        *(Stage(size=size, flops=int(flops)) for flops in config.teacher_flops),
+        *(Stage(size=size, steps=n, run_steps=longest if cut and n < longest else None) for n in steps),
+    ]
+
+
+def _stage(config: StageConfig) -> Stage:
+    return Stage(
+        size=config.teacher,
+        share=config.share,
+        flops=None if config.flops is None else int(config.flops),
+        steps=None if config.steps is None else steps_number(config.steps),
+    )
+
+
+class TeacherTable:
+    """Steps and costs of every teacher at every budget: arrays [budgets, teachers].
+
+    `group` numbers the distinct trained teachers: the same sizes, steps and swept fields are one, at whatever
+    budget. `stage_steps` has the steps of each stage, int64 [stages, budgets, teachers], 0 where a chain is
+    shorter. `spent` is in the unit of the study.
+    """
+
+    students: NDArray[np.int64]
+
+    def __init__(self, study: Study, bases: Bases, ways: tuple[TeacherWay, ...]) -> None:
+        import numpy as np
+
+        self.study, self.ways = study, ways
+        self.bases = [_stage_bases(bases, way) for way in ways]
+        self.depth = max(len(way.stages) for way in ways)
+        shape = (len(study.budgets), len(ways))
+        self.stage_steps = np.zeros((self.depth, *shape), dtype=np.int64)
+        self.spent = np.zeros(shape)
+        self.verdict = np.zeros(shape, dtype=np.int64)
+        budgets = np.array(study.budgets)
+        for column, way in enumerate(ways):
+            self._solve(column, way, budgets, bases.data.clips)
+        self._number(shape)
+
+    def _solve(self, column: int, way: TeacherWay, budgets: NDArray[np.float64], clips: int) -> None:
+        import numpy as np
+
+        from sweeps.grid import CANNOT_BE_BUILT, DOES_NOT_FIT, REPEATS, TOO_SMALL
+
+        file = self.study.file
+        for level, (stage, base) in enumerate(zip(way.stages, self.bases[column], strict=True)):
+            if base.problems:
+                self.verdict[:, column] |= CANNOT_BE_BUILT
+            if base.fit is not None and base.fit.problem is not None:
+                self.verdict[:, column] |= DOES_NOT_FIT
+            if stage.steps is not None:
+                steps = np.full(len(budgets), stage.steps, dtype=np.int64)
+            elif stage.flops is not None:
+                price = max(1, base.step_flops)
+                steps = np.full(len(budgets), round(max(0, stage.flops - base.cache_flops) / price))
+            else:
+                assert stage.share is not None
+                asked = stage.share * budgets - base.unit_cache
+                steps = np.maximum(np.rint(asked / base.unit_price), 0).astype(np.int64)
+            self.stage_steps[level, :, column] = steps
+            self.spent[:, column] += steps * base.unit_price + base.unit_cache
+            few = (steps < file.minimum_steps) & (not base.problems)
+            self.verdict[:, column] |= few * TOO_SMALL
+            if file.maximum_epochs is not None:
+                over = steps * base.batch > file.maximum_epochs * clips
+                self.verdict[:, column] |= over * REPEATS
+
+    def _number(self, shape: tuple[int, int]) -> None:
+        """Number the distinct teachers in the order in which they first appear."""
+        import numpy as np
+
+        numbers: dict[tuple[Any, ...], int] = {}
+        self.members: list[tuple[int, int]] = []  # a (budget, way) of each group
+        self.group = np.zeros(shape, dtype=np.int64)
+        steps = self.stage_steps.transpose(1, 2, 0).tolist()
+        kinds = [
+            (tuple((base.number, s.run_steps) for base, s in zip(bases, way.stages, strict=True)))
+            for bases, way in zip(self.bases, self.ways, strict=True)
+        ]
+        for budget in range(shape[0]):
+            for column in range(shape[1]):
+                key = (kinds[column], *steps[budget][column])
+                number = numbers.setdefault(key, len(numbers))
+                if number == len(self.members):
+                    self.members.append((budget, column))
+                self.group[budget, column] = number
+        self.groups = len(numbers)
+        self.students = np.zeros(self.groups, dtype=np.int64)
+
+    def stages_of(self, group: int) -> list[tuple[Stage, Base, int]]:
+        """(stage, base, steps) of a group's chain, first one first."""
+        budget, column = self.members[group]
+        way = self.ways[column]
+        return [
+            (stage, self.bases[column][level], int(self.stage_steps[level, budget, column]))
+            for level, stage in enumerate(way.stages)
+        ]
+
+
+def _stage_bases(bases: Bases, way: TeacherWay) -> list[Base]:
+    found = [bases.get("pixel", way.stages[0].size, None, way.changes)]
+    for number, (before, stage) in enumerate(itertools.pairwise(way.stages), start=1):
+        found.append(bases.get("salt", stage.size, before.size, stage=number))
+    return found
