@@ -182,10 +182,9 @@ def _benchmark(args: argparse.Namespace) -> int:
         for student in students
     }
     path = None if args.write is None else Path(args.write)
-    if path is not None and path.exists():
-        load_site(path)  # a profile that cannot be read is said before anything is timed
-
     machine = environment(args.device, args.threads)
+    if path is not None and path.exists():  # a profile that does not fit is said before anything is timed
+        with_measured(load_site(path), str(path), str(machine["precision"]), {})
     speeds = {
         student: measure_speed(spec, steps=args.steps, device=args.device, threads=args.threads)
         for student, spec in specs.items()
