@@ -16,7 +16,7 @@ import msgspec
 from salt.specs import Cell, Plan, RunSpec, canonical_json
 
 #: Fields that follow from others or name them, so that they never describe a variant.
-_DERIVED = ("seed", "steps", "teacher.run_id", "teacher.step")
+_DERIVED = ("seed", "steps", "teacher.run_id", "teacher.step", "trunk.run_id", "trunk.step", "keep_steps")
 
 
 def configuration_ids(plan: Plan) -> dict[str, str]:
@@ -30,9 +30,9 @@ def configuration_ids(plan: Plan) -> dict[str, str]:
         if run_id not in specs:
             return run_id  # a run of another plan: its own id is all that is known
         spec = specs[run_id]
-        body = canonical_json(msgspec.structs.replace(spec, seed=0, teacher=None))
-        teacher = spec.teacher
-        above = "" if teacher is None else f"{identify(teacher.run_id)}:{teacher.step}"
+        body = canonical_json(msgspec.structs.replace(spec, seed=0, teacher=None, trunk=None))
+        needs = [reference for reference in (spec.teacher, spec.trunk) if reference is not None]
+        above = "".join(f"{identify(reference.run_id)}:{reference.step}" for reference in needs)
         known[run_id] = hashlib.sha256(body + above.encode()).hexdigest()[:12]
         return known[run_id]
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from analysis.configs import configuration_ids, configuration_label, variants
 from salt.errors import UserError
-from salt.plans import read_plan
+from salt.plans import charged_flops, read_plan
 from salt.sizes import encoder_parameters, patch_values
 from salt.specs import Cell, Plan, PlannedRun, ProbeResult, ProbeScore, RunResult
 from salt.store import RunDir
@@ -37,6 +37,7 @@ _TEXT = [
     "config_id",
     "run_id",
     "teacher_run_id",
+    "scored_teacher",
     "charge",
     "convention",
     "trained_label",
@@ -97,7 +98,7 @@ def gather(store: Path, plan_name: str) -> pd.DataFrame:
     Columns: identity (`role` cell or teacher, `cell_id`, `arm`, `student`, `teacher`, `config_id`,
     `seed`, ...); FLOPs (`budget_flops` as asked, `planned_flops`, and of finished runs `total_flops` =
     `own_flops` + `teacher_flops`, the teacher's training by the plan's `charge`; `flops_<part>` splits
-    the run's own); `state` and `reason`; the score and everything beside it; `teacher_accuracy`, the
+    the student's whole way); `state` and `reason`; the score and everything beside it; `teacher_accuracy`, the
     teacher's own score on the same probe suite, kind, label and frames. Probe FLOPs are outside all of
     these.
 
@@ -266,17 +267,14 @@ def _run_columns(plan: Plan, record: RunRecord) -> dict[str, Any]:
     return columns
 
 
-def _charged_teacher_flops(plan: Plan, cell: Cell, teacher: RunRecord | None) -> float:
-    """Training FLOPs of the teacher that this cell answers for: realised where known, else as planned.
+def _charged(plan: Plan, cell: Cell) -> tuple[int, int]:
+    """FLOPs that a cell answers for: (its student's whole way, of its teachers' training).
 
-    charge `full`: all of it; `shared`: divided by the students of the plan that use it; `none`: nothing.
+    By the plan's charge, the teachers' is all of it, a k-th or nothing. Planned steps are the steps done and
+    planned tokens the tokens processed, so of a finished cell these are the realised FLOPs.
     """
-    if cell.teacher_cost is None or plan.charge == "none":
-        return 0.0
-    realised = (
-        teacher.result.cost if teacher is not None and teacher.result is not None else cell.teacher_cost
-    )
-    return realised.total_flops / (max(1, cell.teacher_students) if plan.charge == "shared" else 1)
+    own = charged_flops(cell.cost, None, plan.charge, cell.teacher_students)
+    return own, cell.charged_flops - own
 
 
 def _cell_rows(store: Path, plan: Plan, cell: Cell, records: dict[str, RunRecord]) -> list[dict[str, Any]]:
@@ -298,12 +296,17 @@ def _cell_rows(store: Path, plan: Plan, cell: Cell, records: dict[str, RunRecord
         "seed": cell.seed,
         "budget_flops": cell.budget_flops,
         "teacher_run_id": cell.teacher_run_id,
-        "planned_flops": cell.cost.total_flops + _charged_teacher_flops(plan, cell, None),
+        "scored_teacher": cell.teacher_run_id,
+        "planned_flops": cell.charged_flops,
         "residual": cell.residual,
     }
     if record.result is not None:
-        columns["teacher_flops"] = _charged_teacher_flops(plan, cell, teacher)
-        columns["total_flops"] = columns["own_flops"] + columns["teacher_flops"]
+        columns["own_flops"], columns["teacher_flops"] = _charged(plan, cell)
+        columns["total_flops"] = cell.charged_flops
+        for name, part in cell.cost.parts.items():  # the whole way, a trunk's steps included
+            columns[f"flops_{name}"] = part.forward + part.backward
+    if _is_trained_on(cell, teacher):
+        columns["scored_teacher"] = None  # the probes saw its last weights, not those used here
     rows = [columns | row for row in _score_rows(store, plan, record)]
     changed = _teacher_changed(record, teacher)
     if changed:
@@ -314,9 +317,17 @@ def _cell_rows(store: Path, plan: Plan, cell: Cell, records: dict[str, RunRecord
     return rows
 
 
+def _is_trained_on(cell: Cell, teacher: RunRecord | None) -> bool:
+    """Whether the teacher's run goes on after the weights that the student learns from."""
+    return teacher is not None and cell.teacher_steps != teacher.run.spec.steps
+
+
 def _teacher_changed(record: RunRecord, teacher: RunRecord | None) -> str | None:
     if record.result is None or teacher is None or teacher.result is None:
         return None
+    reference = record.run.spec.teacher
+    if reference is not None and reference.step != teacher.run.spec.steps:
+        return None  # a state on its way, which the run itself held against its hash
     used, now = record.result.teacher_sha256, teacher.result.artefact_sha256
     if used is None or now is None or used == now:
         return None
@@ -368,10 +379,10 @@ def _with_teacher_scores(table: pd.DataFrame, teachers: pd.DataFrame) -> pd.Data
     keys = ["probe_id", *SCORE_KEY]
     scores = teachers.dropna(subset=["probe_id"])[["run_id", *keys, "accuracy", "state"]]
     scores = scores.rename(
-        columns={"run_id": "teacher_run_id", "accuracy": "teacher_accuracy", "state": "teacher_state"}
+        columns={"run_id": "scored_teacher", "accuracy": "teacher_accuracy", "state": "teacher_state"}
     )
     table = table.drop(columns=["teacher_accuracy", "teacher_state"])
-    joined = table.merge(scores, on=["teacher_run_id", *keys], how="left", validate="many_to_one")
+    joined = table.merge(scores, on=["scored_teacher", *keys], how="left", validate="many_to_one")
     if len(joined) != len(table):
         raise RuntimeError(f"joining the teachers' scores changed {len(table)} rows into {len(joined)}")
     return _typed(joined)

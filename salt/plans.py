@@ -273,6 +273,30 @@ def base_of(spec: RunSpec) -> RunSpec:
     return msgspec.structs.replace(spec, seed=0, steps=0, teacher=teacher, trunk=None, keep_steps=())
 
 
+def base_key(spec: RunSpec) -> RunSpec:
+    """What makes two runs share a base: all that has a price. The recipe has none, but for its batch."""
+    return msgspec.structs.replace(base_of(spec), optim=OptimSpec(batch_clips=spec.optim.batch_clips))
+
+
+class BaseNumbers:
+    """Numbers of bases in the order in which runs first use them; the first run's recipe is the base's."""
+
+    def __init__(self) -> None:
+        self._known: dict[RunSpec, int] = {}
+        self.specs: list[RunSpec] = []
+
+    def number(self, spec: RunSpec) -> int:
+        """The number of a run's base, which is new where no run before had it."""
+        number = self._known.setdefault(base_key(spec), len(self._known))
+        if number == len(self.specs):
+            self.specs.append(base_of(spec))
+        return number
+
+    def own_optim(self, number: int, optim: OptimSpec) -> OptimSpec | None:
+        """A run's recipe where it is not that of its base."""
+        return None if optim == self.specs[number].optim else optim
+
+
 def base_line(number: int, spec: RunSpec, convention: Convention) -> BaseLine:
     """The line of a base, with the price of one step of it and of its cached targets."""
     return BaseLine(
@@ -300,30 +324,34 @@ def encode_plan(plan: Plan) -> bytes:
     ]
     probe_ids = sorted(plan.probes)
     lines += [ProbeLine(probe_id=name, spec=plan.probes[name]) for name in probe_ids]
-    bases: dict[RunSpec, int] = {}
-    runs: list[RunLine] = []
-    for run in plan.runs:
-        number = bases.setdefault(base_of(run.spec), len(bases))
-        runs.append(_run_line(run, number, probe_ids))
-    lines += [base_line(number, spec, plan.convention) for spec, number in bases.items()]
+    bases = BaseNumbers()
+    runs = [
+        run_line(
+            bases, run.spec, run.run_id, run.role, tuple(probe_ids.index(name) for name in run.probe_ids)
+        )
+        for run in plan.runs
+    ]
+    lines += [base_line(number, spec, plan.convention) for number, spec in enumerate(bases.specs)]
     lines += runs
     lines += [_cell_line(cell) for cell in plan.cells]
     lines += [RefusedLine(refused=refused) for refused in plan.refused]
     return encode_lines(lines)
 
 
-def _run_line(run: PlannedRun, base: int, probe_ids: list[str]) -> RunLine:
-    spec = run.spec
+def run_line(bases: BaseNumbers, spec: RunSpec, run_id: str, role: Role, probes: tuple[int, ...]) -> RunLine:
+    """The line of a run; its base is numbered if it is new."""
+    number = bases.number(spec)
     return RunLine(
-        run_id=run.run_id,
-        role=run.role,
-        base=base,
+        run_id=run_id,
+        role=role,
+        base=number,
         seed=spec.seed,
         steps=spec.steps,
-        probes=tuple(probe_ids.index(name) for name in run.probe_ids),
+        probes=probes,
         teacher=None if spec.teacher is None else (spec.teacher.run_id, spec.teacher.step),
         trunk=None if spec.trunk is None else (spec.trunk.run_id, spec.trunk.step),
         keep_steps=spec.keep_steps,
+        optim=bases.own_optim(number, spec.optim),
     )
 
 

@@ -136,7 +136,8 @@ def _warmups(draft: Draft) -> list[str]:
         key = (base.number, steps if on_steps else 0)
         if key not in seen and base.spec.optim.schedule == "cosine":
             seen.add(key)
-            specs.append(full_spec(grid, base, steps, None, None, 0))
+            optim = draft.schedule.optim_of(base, steps, None)
+            specs.append(full_spec(base, steps, None, None, 0, (), optim))
     bad = [spec for spec in specs if warmup_warning(spec.optim, spec.steps) is not None]
     if not bad:
         return []

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from salt.plans import (
+    BaseNumbers,
     CellLine,
     PlanHeader,
     ProbeLine,
     RefusedLine,
     RunLine,
     base_line,
-    base_of,
+    run_line,
 )
-from salt.specs import Cost, ExecSpec, ProbeSpec, RunSpec
-from sweeps.bases import optim_at
+from salt.specs import Cost, ExecSpec, OptimSpec, ProbeSpec, RunSpec
 from sweeps.cell_names import CellNames
 from sweeps.grid import Grid
 from sweeps.probing import Probing
@@ -162,7 +162,8 @@ class Draft:
         base, steps = self.grid.base_of(point), int(self.grid.steps[point])
         teacher = self.schedule.above(point, seed)
         trunk = self.schedule.trunk_of(base, steps, teacher, seed)
-        optim = optim_at(self.study, base, base.spec.arm, steps)
+        varying = trunk is not None or base.recipe_on_steps
+        optim = self.schedule.optim_of(base, steps, trunk) if varying else None
         return base.ids.run_id(seed, steps, teacher, trunk, optim)
 
     # --- lines ------------------------------------------------------------------------------------
@@ -182,15 +183,14 @@ class Draft:
             )
         ]
         head += [ProbeLine(probe_id=name, spec=spec) for name, spec in self.probing.specs.items()]
-        numbers = self._base_numbers()
-        head += [base_line(n, spec, self.study.file.convention) for spec, n in numbers.items()]
+        bases = self._base_numbers()
+        others = [self._other_line(run, bases) for run in self.others]
+        head += [base_line(n, spec, self.study.file.convention) for n, spec in enumerate(bases.specs)]
         yield encoder.encode_lines(head)
-        yield encoder.encode_lines([self._other_line(run, numbers) for run in self.others])
+        yield encoder.encode_lines(others)
         known = {run.run_id for run in self.others}
-        yield from _chunks(encoder, self._student_lines(numbers, known))
-        yield encoder.encode_lines(
-            [self._other_line(ref.run, numbers) for ref in self._distinct_references()]
-        )
+        yield from _chunks(encoder, self._student_lines(bases, known))
+        yield encoder.encode_lines([self._other_line(ref.run, bases) for ref in self._distinct_references()])
         yield from _chunks(encoder, self._cell_lines())
         yield encoder.encode_lines([ref.line() for ref in self.references])
         yield encoder.encode_lines([RefusedLine(refused=refused) for refused in refusals(self.grid)])
@@ -198,57 +198,61 @@ class Draft:
     def _distinct_references(self) -> list[Reference]:
         return list({reference.run.run_id: reference for reference in self.references}.values())
 
-    def _base_numbers(self) -> dict[RunSpec, int]:
+    def _base_numbers(self) -> BaseNumbers:
         """Bases in the order in which the runs first use them."""
         import numpy as np
 
-        numbers: dict[RunSpec, int] = {}
+        bases = BaseNumbers()
         for run in self.others:
-            numbers.setdefault(base_of(run.spec), len(numbers))
-        used = self.grid.base[self.kept][self.dearest_first()]
-        _, first = np.unique(used, return_index=True)
-        for place in np.sort(first).tolist():
-            numbers.setdefault(self.grid.bases.all[int(used[place])].spec, len(numbers))
+            bases.number(run.spec)
+        order = self.dearest_first()
+        _, first = np.unique(self.grid.base[self.kept][order], return_index=True)
+        for place in order[np.sort(first)].tolist():
+            point = int(self.kept[place])
+            optim = self._optim(point, self.seed_sets[self.seeds[place]][0])
+            bases.number(msgspec.structs.replace(self.grid.base_of(point).spec, optim=optim))
         for reference in self.references:
-            numbers.setdefault(base_of(reference.run.spec), len(numbers))
-        return numbers
+            bases.number(reference.run.spec)
+        return bases
 
     def base_specs(self) -> list[RunSpec]:
         """One spec for each kind of run."""
-        return list(self._base_numbers())
+        return self._base_numbers().specs
 
-    def _other_line(self, run: Run, numbers: dict[RunSpec, int]) -> RunLine:
+    def _other_line(self, run: Run, bases: BaseNumbers) -> RunLine:
         spec = run.spec
-        return RunLine(
-            run_id=run.run_id,
-            role=run.role,
-            base=numbers[base_of(spec)],
-            seed=spec.seed,
-            steps=spec.steps,
-            probes=self.probing.places(spec.arm, run.role, spec.seed, self._at_largest(run)),
-            teacher=None if spec.teacher is None else (spec.teacher.run_id, spec.teacher.step),
-            trunk=None if spec.trunk is None else (spec.trunk.run_id, spec.trunk.step),
-            keep_steps=spec.keep_steps,
-        )
+        probes = self.probing.places(spec.arm, run.role, spec.seed, self._at_largest(run))
+        return run_line(bases, spec, run.run_id, run.role, probes)
 
     def _at_largest(self, run: Run) -> bool:
         return any(self.study.budgets[place] == max(self.study.budgets) for place in run.budgets)
 
-    def _student_lines(self, numbers: dict[RunSpec, int], known: set[str]) -> Iterator[RunLine]:
+    def _optim(self, point: int, seed: int) -> OptimSpec:
+        """The recipe of the run that ends a cell."""
+        base, steps = self.grid.base_of(point), int(self.grid.steps[point])
+        trunk = self.schedule.trunk_of(base, steps, self.schedule.above(point, seed), seed)
+        return self.schedule.optim_of(base, steps, trunk)
+
+    def _student_lines(self, bases: BaseNumbers, known: set[str]) -> Iterator[RunLine]:
         """One line for each run that ends a cell and is not there yet. Written for a million of them."""
-        grid, schedule, bases = self.grid, self.schedule, self.grid.bases.all
-        places = {base.number: numbers[base.spec] for base in bases if base.spec in numbers}
+        grid, schedule, all_bases = self.grid, self.schedule, self.grid.bases.all
+        used = [all_bases[number] for number in set(grid.base[self.kept].tolist())]
+        places = {base.number: bases.number(base.spec) for base in used}
+        own = {base.number: bases.own_optim(places[base.number], base.spec.optim) for base in used}
         largest = max(self.study.budgets)
-        wsd, on_steps = schedule.wsd, any(base.recipe_on_steps for base in bases)
+        varying = schedule.wsd or any(base.recipe_on_steps for base in all_bases)
         for place in self.dearest_first().tolist():
             point = int(self.kept[place])
-            base, steps, group = bases[grid.base[point]], int(grid.steps[point]), int(grid.group[point])
-            arm = base.spec.arm
-            optim = optim_at(self.study, base, arm, steps) if on_steps else None
+            base, steps, group = all_bases[grid.base[point]], int(grid.steps[point]), int(grid.group[point])
+            arm, number = base.spec.arm, places[base.number]
             at_largest = self.study.budgets[grid.budget[point]] == largest
             for seed in self.seed_sets[self.seeds[place]]:
                 teacher = schedule.taught(group, seed).weights if group >= 0 else None
-                trunk = schedule.trunk_of(base, steps, teacher, seed) if wsd else None
+                trunk, optim, line_optim = None, None, own[base.number]
+                if varying:
+                    trunk = schedule.trunk_of(base, steps, teacher, seed)
+                    optim = schedule.optim_of(base, steps, trunk)
+                    line_optim = bases.own_optim(number, optim)
                 run_id = base.ids.run_id(seed, steps, teacher, trunk, optim)
                 if run_id in known:
                     continue
@@ -256,13 +260,13 @@ class Draft:
                 yield RunLine(
                     run_id=run_id,
                     role="student",
-                    base=places[base.number],
+                    base=number,
                     seed=seed,
                     steps=steps,
                     probes=self.probing.places(arm, "student", seed, at_largest),
                     teacher=teacher,
                     trunk=trunk,
-                    optim=None if optim == base.spec.optim else optim,
+                    optim=line_optim,
                 )
 
     def _cell_lines(self) -> Iterator[CellLine]:

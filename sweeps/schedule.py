@@ -63,27 +63,30 @@ class Schedule:
         self.wsd = self.study.file.schedule == "wsd"
         self._keep = self._kept_states()
         self._branches: dict[tuple[int, Weights | None, int], set[int]] = {}
+        self._paths: dict[tuple[int, Weights | None, int], set[int]] = {}
         self._trunks: dict[tuple[int, Weights | None, int], Run] = {}
         self._taught: dict[tuple[int, int], Taught] = {}
 
     def prepare(self, points: list[int], seeds: list[tuple[int, ...]]) -> None:
         """Make all that the points need, `seeds` being those of each point."""
+        pairs = [(point, seed) for point, own in zip(points, seeds, strict=True) for seed in own]
         if self.wsd:
-            for point, own in zip(points, seeds, strict=True):
-                self._plan_pixel_branches(point, own)
-        for point, own in zip(points, seeds, strict=True):
+            for point, seed in pairs:
+                self._plan_pixel_branch(point, seed)
+        for point, seed in pairs:
             group = int(self.grid.group[point])
             if group >= 0:
-                for seed in own:
-                    taught = self.taught(group, seed)
-                    for run_id in (*taught.stages, taught.weights[0]):
-                        self._mark(run_id, int(self.grid.budget[point]))
-        if self.wsd:
-            for point, own in zip(points, seeds, strict=True):
-                for seed in own:
-                    self._branch(
-                        self.grid.base_of(point), int(self.grid.steps[point]), self.above(point, seed), seed
-                    )
+                taught = self.taught(group, seed)
+                for run_id in (*taught.stages, taught.weights[0]):
+                    self._mark(run_id, int(self.grid.budget[point]))
+        if self.wsd:  # all branches of a trunk are known before it is made
+            for point, seed in pairs:
+                self._branch(self.grid.base_of(point), self._steps(point), self.above(point, seed), seed)
+            for point, seed in pairs:
+                self._trunk(self.grid.base_of(point), self.above(point, seed), seed)
+
+    def _steps(self, point: int) -> int:
+        return int(self.grid.steps[point])
 
     def above(self, point: int, seed: int) -> Weights | None:
         """The teacher's weights of a point's student."""
@@ -116,6 +119,12 @@ class Schedule:
             return None
         trunk = self._trunk(base, teacher, seed)
         return trunk.run_id, self.branch_step(steps)
+
+    def optim_of(self, base: Base, steps: int, trunk: Weights | None) -> OptimSpec:
+        """The recipe of a run of this length: its trunk's where it branches off one."""
+        if trunk is not None:
+            return msgspec.structs.replace(self.runs[trunk[0]].spec.optim, schedule="cooldown")
+        return optim_at(self.study, base, base.spec.arm, steps) or base.spec.optim
 
     def cosine_flops(self, points: list[int], seeds: list[tuple[int, ...]]) -> int:
         """What the same paths cost as whole runs of their own, teachers counted once."""
@@ -154,7 +163,8 @@ class Schedule:
         trunk = self.trunk_of(base, steps, teacher, seed)
         if trunk is not None:
             level = max(level, self.runs[trunk[0]].level + 1)
-        spec = full_spec(self.grid, base, steps, teacher, trunk, seed, keep)
+        optim = self.optim_of(base, steps, trunk)
+        spec = full_spec(base, steps, teacher, trunk, seed, keep, optim)
         return self._add(role, spec, base, level)
 
     def _add(self, role: Role, spec: RunSpec, base: Base, level: int) -> Run:
@@ -193,20 +203,20 @@ class Schedule:
     def branch_step(self, steps: int) -> int:
         return max(1, steps - max(1, round(self.study.file.cooldown_share * steps)))
 
-    def _plan_pixel_branches(self, point: int, seeds: tuple[int, ...]) -> None:
+    def _plan_pixel_branch(self, point: int, seed: int) -> None:
         """Pixel trunks serve the pixel arm and the teachers, so their lengths are known before any id is."""
         grid, group = self.grid, int(self.grid.group[point])
         if grid.axes_of(point).arm == "pixel":
-            for seed in seeds:
-                self._branch(grid.base_of(point), int(grid.steps[point]), None, seed)
+            self._branch(grid.base_of(point), self._steps(point), None, seed)
         elif group >= 0:
             assert grid.table is not None
             _, base, steps = grid.table.stages_of(group)[0]
-            for seed in seeds:
-                self._branch(base, steps, None, seed)
+            self._branch(base, steps, None, seed)
 
     def _branch(self, base: Base, steps: int, teacher: Weights | None, seed: int) -> None:
-        self._branches.setdefault((base.number, teacher, seed), set()).add(self.branch_step(steps))
+        key = (base.number, teacher, seed)
+        self._branches.setdefault(key, set()).add(self.branch_step(steps))
+        self._paths.setdefault(key, set()).add(steps)
 
     def _trunk(self, base: Base, teacher: Weights | None, seed: int) -> Run:
         from salt.optim import warmup_steps
@@ -219,7 +229,8 @@ class Schedule:
                 base.spec.arm, base.size, target, base.training, stage=stage, phase="constant"
             )
             level = 0 if teacher is None else self.runs[teacher[0]].level + 1
-            spec = full_spec(self.grid, constant, branches[-1], teacher, None, seed, branches)
+            optim = self._trunk_optim(constant, branches[-1], min(self._paths[key]))
+            spec = full_spec(constant, branches[-1], teacher, None, seed, branches, optim)
             warmup = warmup_steps(spec.optim, spec.steps)
             if branches[0] < warmup:
                 raise UserError(
@@ -231,6 +242,15 @@ class Schedule:
             self._trunks[key] = self._add("trunk", spec, constant, level)
         return self._trunks[key]
 
+    def _trunk_optim(self, base: Base, steps: int, shortest: int) -> OptimSpec:
+        """The recipe of a trunk. Its warmup is a share of the shortest path that branches off, not of itself:
+        else a trunk for the largest budget would still be warming up where the smallest one ends.
+        """
+        if base.recipe_on_steps:
+            return optim_at(self.study, base, base.spec.arm, steps) or base.spec.optim
+        share = base.spec.optim.warmup_share * shortest / steps
+        return msgspec.structs.replace(base.spec.optim, warmup_share=min(1.0, share))
+
     def _target(self, base: Base) -> tuple[str | None, int]:
         """Name of the size of a base's teacher, and its stage."""
         teacher = base.spec.teacher
@@ -241,29 +261,27 @@ class Schedule:
 
 
 def full_spec(
-    grid: Grid,
     base: Base,
     steps: int,
     teacher: Weights | None,
     trunk: Weights | None,
     seed: int,
-    keep: tuple[int, ...] = (),
+    keep: tuple[int, ...],
+    optim: OptimSpec,
 ) -> RunSpec:
     """The spec of one run of a base."""
-    spec = base.spec
-    reference = spec.teacher
+    reference = base.spec.teacher
     if teacher is not None:
         assert reference is not None
         reference = msgspec.structs.replace(reference, run_id=teacher[0], step=teacher[1])
-    optim: OptimSpec | None = optim_at(grid.study, base, spec.arm, steps)
     return msgspec.structs.replace(
-        spec,
+        base.spec,
         seed=seed,
         steps=steps,
         teacher=reference,
         trunk=None if trunk is None else TrunkRef(run_id=trunk[0], step=trunk[1]),
         keep_steps=keep,
-        optim=optim or spec.optim,
+        optim=optim,
     )
 
 
