@@ -71,21 +71,28 @@ def teacher_training(ledger: Ledger, convention: Convention) -> Cost | None:
 
 
 def charged_cost(ledger: Ledger, convention: Convention) -> Cost | None:
-    """The whole run: its steps, cached targets and its share of the teacher's training.
+    """The whole run: its steps, its cached targets and the training of its teacher, as the charge has it.
 
-    A shared teacher is divided by its students, cut to whole FLOPs. None where the run's length is not known.
+    Under `shared` the students divide the training and the cached targets, each part cut to whole FLOPs. None
+    where the run's length is not known.
     """
     if not ledger.spec.steps:
         return None
-    own = run_cost(ledger.spec, convention)
-    teacher = teacher_training(ledger, convention)
+    own, teacher = run_cost(ledger.spec, convention), teacher_training(ledger, convention)
     if teacher is None or ledger.charge == "none":
         return own
-    share = Part(
-        forward=sum(part.forward for part in teacher.parts.values()) // ledger.students_per_teacher,
-        backward=sum(part.backward for part in teacher.parts.values()) // ledger.students_per_teacher,
+    training = Part(
+        forward=sum(part.forward for part in teacher.parts.values()),
+        backward=sum(part.backward for part in teacher.parts.values()),
     )
-    return own + Cost(convention=convention, parts={"teacher_training": share})
+    parts = own.parts | {"teacher_training": training}
+    for name in {"teacher_training", "teacher_cache"} & parts.keys():
+        part = parts[name]
+        parts[name] = Part(
+            forward=part.forward // ledger.students_per_teacher,
+            backward=part.backward // ledger.students_per_teacher,
+        )
+    return Cost(convention=convention, parts=parts)
 
 
 def parameters(spec: RunSpec) -> dict[str, int | None]:
@@ -279,7 +286,11 @@ def _outside(ledger: Ledger) -> list[RenderableType]:
         return lines
     training = "not charged: " + ("--charge none" if ledger.teacher_run else "no --teacher-steps")
     if ledger.teacher_run is not None and ledger.charge != "none":
-        shared = f", 1/{ledger.students_per_teacher} of it" if ledger.charge == "shared" else ""
+        shared = (
+            f", 1/{ledger.students_per_teacher} of it and of cached targets"
+            if ledger.charge == "shared"
+            else ""
+        )
         training = f"charged {ledger.charge}{shared}"
     return [*lines, f"targets: {targets_text(spec)}; the teacher's training is {training}"]
 
