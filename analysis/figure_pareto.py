@@ -102,6 +102,18 @@ def panels(data: ParetoData) -> list[tuple[str, str]]:
     return sorted(found, key=lambda pair: (labels.index(pair[0]), order[pair[1]]))
 
 
+def frontier_cells(table: pd.DataFrame, configs: pd.DataFrame) -> pd.DataFrame:
+    """Cells of the configurations on a frontier, one row per label, kind and seed.
+
+    A study's `extra_seeds: where: {frontier: FILE}` reads the column `cell_id`.
+    """
+    cells = table[table["role"] == "cell"].dropna(subset=["kind"])
+    keys = ["label", "kind", "frames", "config_id", "budget_flops"]
+    front = configs.loc[configs["on_frontier"], keys]
+    found = cells.merge(front, on=keys, how="inner", validate="many_to_one")
+    return found[["cell_id", "run_id", "arm", "student", "teacher", "seed", "budget_flops", "label", "kind"]]
+
+
 def write_pareto(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Write `pareto.{png,pdf}` with all panels, one single-column figure per panel, and the data as CSV."""
     data = pareto_data(table)
@@ -109,6 +121,7 @@ def write_pareto(table: pd.DataFrame, folder: Path) -> list[Path]:
         write_csv(data.runs, folder / "pareto-runs.csv"),
         write_csv(data.configs, folder / "pareto-configurations.csv"),
         write_csv(data.references, folder / "pareto-references.csv"),
+        write_csv(frontier_cells(table, data.configs), folder / "pareto-frontier-cells.csv"),
     ]
     wanted = panels(data)
     paths += write_figure(draw_pareto(data, wanted), folder, "pareto")

@@ -98,9 +98,9 @@ def gather(store: Path, plan_name: str) -> pd.DataFrame:
     Columns: identity (`role` cell or teacher, `cell_id`, `arm`, `student`, `teacher`, `config_id`,
     `seed`, ...); FLOPs (`budget_flops` as asked, `planned_flops`, and of finished runs `total_flops` =
     `own_flops` + `teacher_flops`, the teacher's training by the plan's `charge`; `flops_<part>` splits
-    the student's whole way); `state` and `reason`; the score and everything beside it; `teacher_accuracy`, the
-    teacher's own score on the same probe suite, kind, label and frames. Probe FLOPs are outside all of
-    these.
+    the student's whole way); `state` and `reason`; the score and everything beside it; `teacher_accuracy`,
+    the teacher's own score on the same probe suite, kind, label and frames. Probe FLOPs are outside all
+    of these.
 
     Raises `UserError` for a plan that is not there, a score that is there twice, or a cell that is.
     """

@@ -128,8 +128,8 @@ class ArmsConfig(Spec, kw_only=True):
 class SeedsHere(Spec, kw_only=True):
     """Which cells get more seeds; what is left out does not restrict, but one of them must be given.
 
-    `frontier` names a CSV file with a column `cell_id`, such as one written by `salt-analyze pareto
-    --frontier`: its cells and their neighbours in the grid.
+    `frontier` names a CSV file with a column `cell_id`, such as the `pareto-frontier-cells.csv` that
+    `salt-analyze pareto` writes: its cells and their neighbours in the grid.
     """
 
     arms: tuple[Literal["pixel", "vjepa", "salt"], ...] | None = None

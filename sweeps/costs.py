@@ -49,6 +49,7 @@ def costs_csv(draft: Draft) -> Iterator[bytes]:
     )
     own_parts = {base.number: _per_step(base.step, base.cache, parts) for base in grid.bases.all}
     above = {group: _totals(cost, teacher_parts) for group, cost in teachers.items()}
+    lengths = {group: draft.teacher_steps(group) for group in teachers}
     hours = {group: draft.teacher_gpu_hours(group) for group in teachers}
     seeds = [" ".join(map(str, own)) for own in draft.seed_sets]
     columns = (
@@ -75,7 +76,7 @@ def costs_csv(draft: Draft) -> Iterator[bytes]:
         writer.writerow(
             [draft.names.name(arm, student, teacher, budget, change), axes.arm, axes.students[student]]
             + ["" if way is None else way.size, "" if way is None else draft.share(point), seeds[place]]
-            + [study.budgets[budget], *shared, steps, draft.teacher_steps(group)]
+            + [study.budgets[budget], *shared, steps, lengths[group]]
             + [f"{steps * base.batch / grid.bases.data.clips:.6g}"]
             + ["" if group < 0 else int(grid.students_per_group[group]), *teacher_values, *own]
             + [teacher_flops + steps * base.step_flops + base.cache_flops, charged, residual]

@@ -5,6 +5,7 @@ The lines are those of `salt.plans`; a plan of a million cells passes through in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -152,19 +153,30 @@ class Draft:
         for place, point in enumerate(self.kept.tolist()):
             base = self.grid.base_of(point)
             if base.spec.arm == "pixel" and (base.spec.model.encoder, int(self.grid.steps[point])) in lengths:
-                for seed in self.seed_sets[self.seeds[place]]:
-                    if self.run_id(point, seed) in teachers:
-                        found.append(point)
+                found += [point for run_id in self.run_ids[place] if run_id in teachers]
         return found
 
-    def run_id(self, point: int, seed: int) -> str:
-        """Id of the run that ends a cell."""
-        base, steps = self.grid.base_of(point), int(self.grid.steps[point])
-        teacher = self.schedule.above(point, seed)
-        trunk = self.schedule.trunk_of(base, steps, teacher, seed)
-        varying = trunk is not None or base.recipe_on_steps
-        optim = self.schedule.optim_of(base, steps, trunk) if varying else None
-        return base.ids.run_id(seed, steps, teacher, trunk, optim)
+    @functools.cached_property
+    def run_ids(self) -> list[list[str]]:
+        """Ids of the runs that end the cells: by place in `kept`, then by seed of its set."""
+        grid, schedule = self.grid, self.schedule
+        varying = schedule.wsd or any(base.recipe_on_steps for base in grid.bases.all)
+        columns = (grid.base, grid.steps, grid.group)
+        rows = zip(*(column[self.kept].tolist() for column in columns), self.seeds.tolist(), strict=True)
+        taught = schedule.made
+        found = []
+        for number, steps, group, seeds in rows:
+            base = grid.bases.all[number]
+            ids = []
+            for seed in self.seed_sets[seeds]:
+                teacher = taught[group, seed].weights if group >= 0 else None
+                trunk, optim = None, None
+                if varying:
+                    trunk = schedule.trunk_of(base, steps, teacher, seed)
+                    optim = schedule.optim_of(base, steps, trunk)
+                ids.append(base.ids.run_id(seed, steps, teacher, trunk, optim))
+            found.append(ids)
+        return found
 
     # --- lines ------------------------------------------------------------------------------------
 
@@ -239,24 +251,22 @@ class Draft:
         used = [all_bases[number] for number in set(grid.base[self.kept].tolist())]
         places = {base.number: bases.number(base.spec) for base in used}
         own = {base.number: bases.own_optim(places[base.number], base.spec.optim) for base in used}
-        largest = max(self.study.budgets)
+        largest, taught = max(self.study.budgets), schedule.made
         varying = schedule.wsd or any(base.recipe_on_steps for base in all_bases)
         for place in self.dearest_first().tolist():
             point = int(self.kept[place])
             base, steps, group = all_bases[grid.base[point]], int(grid.steps[point]), int(grid.group[point])
             arm, number = base.spec.arm, places[base.number]
             at_largest = self.study.budgets[grid.budget[point]] == largest
-            for seed in self.seed_sets[self.seeds[place]]:
-                teacher = schedule.taught(group, seed).weights if group >= 0 else None
-                trunk, optim, line_optim = None, None, own[base.number]
-                if varying:
-                    trunk = schedule.trunk_of(base, steps, teacher, seed)
-                    optim = schedule.optim_of(base, steps, trunk)
-                    line_optim = bases.own_optim(number, optim)
-                run_id = base.ids.run_id(seed, steps, teacher, trunk, optim)
+            for seed, run_id in zip(self.seed_sets[self.seeds[place]], self.run_ids[place], strict=True):
                 if run_id in known:
                     continue
                 known.add(run_id)
+                teacher = taught[group, seed].weights if group >= 0 else None
+                trunk, line_optim = None, own[base.number]
+                if varying:
+                    trunk = schedule.trunk_of(base, steps, teacher, seed)
+                    line_optim = bases.own_optim(number, schedule.optim_of(base, steps, trunk))
                 yield RunLine(
                     run_id=run_id,
                     role="student",
@@ -271,24 +281,25 @@ class Draft:
 
     def _cell_lines(self) -> Iterator[CellLine]:
         """One line for each cell, in the order of the grid."""
-        grid, schedule = self.grid, self.schedule
+        grid, made = self.grid, self.schedule.made
         columns = ("arm", "student", "teacher", "budget", "change", "group", "residual")
         rows = zip(*(getattr(grid, name)[self.kept].tolist() for name in columns), strict=True)
-        for point, place, row in zip(self.kept.tolist(), self.seeds.tolist(), rows, strict=True):
+        heads = zip(self.kept.tolist(), self.seeds.tolist(), self.run_ids, rows, strict=True)
+        for point, place, run_ids, row in heads:
             arm, student, teacher, budget, change, group, residual = row
             name = self.names.name(arm, student, teacher, budget, change)
             axes = grid.axes[arm]
             way = axes.teachers[teacher] if teacher >= 0 else None
             share = self.share(point) if way is not None else None
-            for seed in self.seed_sets[place]:
-                taught = schedule.taught(group, seed) if group >= 0 else None
+            for seed, run_id in zip(self.seed_sets[place], run_ids, strict=True):
+                taught = made[group, seed] if group >= 0 else None
                 yield CellLine(
                     cell_id=f"{name}-seed{seed}",
                     budget=self.study.budgets[budget],
                     arm=axes.arm,
                     student=axes.students[student],
                     seed=seed,
-                    run_id=self.run_id(point, seed),
+                    run_id=run_id,
                     residual=residual,
                     teacher=None if way is None else way.size,
                     teacher_share=share,

@@ -93,19 +93,24 @@ def plan_days(draft: Draft) -> list[str]:
 
 
 def days(draft: Draft, hours: float) -> float:
-    """Days that the plan takes at the least: all hours over all GPUs, or the longest teacher and student."""
-    site = draft.grid.bases.site
+    """Days that the plan takes at the least: all hours over all GPUs, or the longest teachers and student.
+
+    Every run is on as many GPUs as the longest one of its kind.
+    """
+    import numpy as np
+
+    site, grid = draft.grid.bases.site, draft.grid
     assert site is not None
-    chain = 0.0
-    for place, (base, steps, _) in _longest(draft).items():
-        fit = _fit(base, steps, site)
-        above = [
-            sum(_fit(b, n, site).hours for _, b, n in draft.grid.table.stages_of(group))
-            for group in set(draft.grid.group[draft.kept][draft.grid.base[draft.kept] == place].tolist())
-            if group >= 0 and draft.grid.table is not None
-        ]
-        chain = max(chain, fit.hours + max(above, default=0.0))
-    return max(hours / site.gpu_cap, chain) / 24
+    per_step = np.zeros(len(grid.bases.all))  # hours of one step on the GPUs of its run
+    for number, (base, steps, _) in _longest(draft).items():
+        assert base.gpu_seconds is not None
+        per_step[number] = base.gpu_seconds / 3600 / _fit(base, steps, site).gpus
+    above = np.zeros(len(grid.students_per_group) + 1)  # the last one stands for no teacher
+    for group in np.unique(grid.group[draft.kept]).tolist():
+        if group >= 0 and grid.table is not None:
+            above[group] = sum(per_step[b.number] * steps for _, b, steps in grid.table.stages_of(group))
+    chains = grid.steps[draft.kept] * per_step[grid.base[draft.kept]] + above[grid.group[draft.kept]]
+    return max(hours / site.gpu_cap, float(chains.max())) / 24
 
 
 def _fit(base: Base, steps: int, site: SiteSpec) -> Fit:

@@ -65,7 +65,7 @@ class Schedule:
         self._branches: dict[tuple[int, Weights | None, int], set[int]] = {}
         self._paths: dict[tuple[int, Weights | None, int], set[int]] = {}
         self._trunks: dict[tuple[int, Weights | None, int], Run] = {}
-        self._taught: dict[tuple[int, int], Taught] = {}
+        self.made: dict[tuple[int, int], Taught] = {}
 
     def prepare(self, points: list[int], seeds: list[tuple[int, ...]]) -> None:
         """Make all that the points need, `seeds` being those of each point."""
@@ -97,8 +97,8 @@ class Schedule:
         """The teachers of a group for one seed, made when first asked for."""
         assert self.grid.table is not None
         key = (group, seed)
-        if key in self._taught:
-            return self._taught[key]
+        if key in self.made:
+            return self.made[key]
         weights: Weights | None = None
         ids: list[str] = []
         level = 0
@@ -110,8 +110,8 @@ class Schedule:
             weights, level = (run.run_id, steps), run.level + 1
             ids.append(run.run_id)
         assert weights is not None
-        self._taught[key] = Taught(weights=weights, stages=tuple(ids[:-1]), level=level)
-        return self._taught[key]
+        self.made[key] = Taught(weights=weights, stages=tuple(ids[:-1]), level=level)
+        return self.made[key]
 
     def trunk_of(self, base: Base, steps: int, teacher: Weights | None, seed: int) -> Weights | None:
         """Where a run of this length branches off; None under cosine."""
@@ -168,7 +168,18 @@ class Schedule:
         return self._add(role, spec, base, level)
 
     def _add(self, role: Role, spec: RunSpec, base: Base, level: int) -> Run:
-        run_id = spec_id(spec)
+        teacher, trunk = spec.teacher, spec.trunk
+        run_id = (
+            spec_id(spec)
+            if spec.keep_steps
+            else base.ids.run_id(
+                spec.seed,
+                spec.steps,
+                None if teacher is None else (teacher.run_id, teacher.step),
+                None if trunk is None else (trunk.run_id, trunk.step),
+                None if spec.optim == base.spec.optim else spec.optim,
+            )
+        )
         if run_id not in self.runs:
             self.runs[run_id] = Run(
                 run_id=run_id,
