@@ -35,6 +35,10 @@ class CellNames:
             for axes in grid.axes
         ]
 
+    def axes(self) -> list[list[str]]:
+        """The names along every axis of every arm; equal ones would make equal cells."""
+        return [self._budgets, *self._students, *self._teachers, *self._changes]
+
     def name(self, arm: int, student: int, teacher: int, budget: int, change: int) -> str:
         """The name of a point, without its seed."""
         above = "" if teacher < 0 else self._teachers[arm][teacher]

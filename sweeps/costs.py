@@ -65,17 +65,16 @@ def costs_csv(draft: Draft) -> Iterator[bytes]:
         "residual",
     )
     rows = zip(*(getattr(grid, name)[draft.kept].tolist() for name in columns), strict=True)
-    for number, (point, place, row) in enumerate(
-        zip(draft.kept.tolist(), draft.seeds.tolist(), rows, strict=True)
-    ):
+    for number, (place, row) in enumerate(zip(draft.seeds.tolist(), rows, strict=True)):
         arm, student, teacher, budget, change, base_number, group, steps, charged, residual = row
         axes, base = grid.axes[arm], grid.bases.all[base_number]
         way = axes.teachers[teacher] if teacher >= 0 else None
         teacher_values, teacher_flops = above[group]
+        share = "" if way is None else draft.shares[budget][teacher]
         own = [None if pair is None else pair[0] * steps + pair[1] for pair in own_parts[base_number]]
         writer.writerow(
             [draft.names.name(arm, student, teacher, budget, change), axes.arm, axes.students[student]]
-            + ["" if way is None else way.size, "" if way is None else draft.share(point), seeds[place]]
+            + ["" if way is None else way.size, share, seeds[place]]
             + [study.budgets[budget], *shared, steps, lengths[group]]
             + [f"{steps * base.batch / grid.bases.data.clips:.6g}"]
             + ["" if group < 0 else int(grid.students_per_group[group]), *teacher_values, *own]

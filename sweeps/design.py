@@ -84,20 +84,24 @@ def _edges(draft: Draft) -> list[str]:
     import numpy as np
 
     grid, found = draft.grid, []
+    counts = np.array(
+        [
+            encoder_parameters(base.spec.model.encoder, patch_values(base.spec.model, base.spec.clip))
+            for base in grid.bases.all
+        ]
+    )
+    batches = np.array([base.batch for base in grid.bases.all])
     starved, sated = [], []
     for place, budget in enumerate(grid.study.budgets):
         here = draft.kept[grid.budget[draft.kept] == place]
         if not len(here):
             continue
-        rates: dict[int, list[float]] = {}
-        for point in here.tolist():
-            base = grid.base_of(point)
-            count = encoder_parameters(base.spec.model.encoder, patch_values(base.spec.model, base.spec.clip))
-            rates.setdefault(count, []).append(int(grid.steps[point]) * base.batch / count)
-        smallest, largest = min(rates), max(rates)
-        if np.median(rates[smallest]) < STARVED:
+        bases = grid.base[here]
+        rates = grid.steps[here] * batches[bases] / counts[bases]  # clips a parameter
+        smallest, largest = (rates[counts[bases] == end(counts[bases])] for end in (np.min, np.max))
+        if np.median(smallest) < STARVED:
             starved.append(budget)
-        if np.median(rates[largest]) > SATED:
+        if np.median(largest) > SATED:
             sated.append(budget)
     rule = "by the paper's ViT-L runs"
     if starved:
@@ -126,16 +130,18 @@ def _budgets(draft: Draft, budgets: list[float]) -> str:
 
 def _warmups(draft: Draft) -> list[str]:
     """Runs that spend more than a quarter of their steps warming up."""
+    import numpy as np
+
     grid = draft.grid
     specs: list[RunSpec] = [run.spec for run in draft.others if run.role != "reference"]
-    seen: set[tuple[int, int]] = set()
     on_steps = any(base.recipe_on_steps for base in grid.bases.all)
-    for point in draft.kept.tolist():
-        base, steps = grid.base_of(point), int(grid.steps[point])
+    if draft.study.file.schedule == "cosine":
         # Without rules on the length the share is the base's own.
-        key = (base.number, steps if on_steps else 0)
-        if key not in seen and base.spec.optim.schedule == "cosine":
-            seen.add(key)
+        points = draft.kept
+        keys = np.stack([grid.base[points], grid.steps[points] * on_steps], axis=1)
+        _, first = np.unique(keys, axis=0, return_index=True)
+        for point in points[first].tolist():
+            base, steps = grid.base_of(point), int(grid.steps[point])
             optim = draft.schedule.optim_of(base, steps, None)
             specs.append(full_spec(base, steps, None, None, 0, (), optim))
     bad = [spec for spec in specs if warmup_warning(spec.optim, spec.steps) is not None]

@@ -145,16 +145,19 @@ class Draft:
 
     def _students_that_teach(self) -> list[int]:
         """Points of pixel cells whose run is some student's teacher, once for each such seed."""
+        import numpy as np
+
         teachers = {run.run_id for run in self.others}
-        if not teachers or all(axes.arm != "pixel" for axes in self.grid.axes):
+        pixel = [place for place, axes in enumerate(self.grid.axes) if axes.arm == "pixel"]
+        if not teachers or not pixel:
             return []
-        lengths = {(run.spec.model.encoder, run.spec.steps) for run in self.others if run.role == "teacher"}
-        found = []
-        for place, point in enumerate(self.kept.tolist()):
-            base = self.grid.base_of(point)
-            if base.spec.arm == "pixel" and (base.spec.model.encoder, int(self.grid.steps[point])) in lengths:
-                found += [point for run_id in self.run_ids[place] if run_id in teachers]
-        return found
+        places = np.flatnonzero(np.isin(self.grid.arm[self.kept], pixel))
+        return [
+            int(self.kept[place])
+            for place in places.tolist()
+            for run_id in self.run_ids[place]
+            if run_id in teachers
+        ]
 
     @functools.cached_property
     def run_ids(self) -> list[list[str]]:
@@ -253,17 +256,19 @@ class Draft:
         own = {base.number: bases.own_optim(places[base.number], base.spec.optim) for base in used}
         largest, taught = max(self.study.budgets), schedule.made
         varying = schedule.wsd or any(base.recipe_on_steps for base in all_bases)
-        for place in self.dearest_first().tolist():
-            point = int(self.kept[place])
-            base, steps, group = all_bases[grid.base[point]], int(grid.steps[point]), int(grid.group[point])
-            arm, number = base.spec.arm, places[base.number]
-            at_largest = self.study.budgets[grid.budget[point]] == largest
-            for seed, run_id in zip(self.seed_sets[self.seeds[place]], self.run_ids[place], strict=True):
+        order = self.dearest_first()
+        points = self.kept[order]
+        columns = [column[points].tolist() for column in (grid.base, grid.steps, grid.group, grid.budget)]
+        rows = zip(order.tolist(), self.seeds[order].tolist(), *columns, strict=True)
+        for place, seeds, base_number, steps, group, budget in rows:
+            base, number = all_bases[base_number], places[base_number]
+            arm, at_largest = base.spec.arm, self.study.budgets[budget] == largest
+            for seed, run_id in zip(self.seed_sets[seeds], self.run_ids[place], strict=True):
                 if run_id in known:
                     continue
                 known.add(run_id)
                 teacher = taught[group, seed].weights if group >= 0 else None
-                trunk, line_optim = None, own[base.number]
+                trunk, line_optim = None, own[base_number]
                 if varying:
                     trunk = schedule.trunk_of(base, steps, teacher, seed)
                     line_optim = bases.own_optim(number, schedule.optim_of(base, steps, trunk))
@@ -281,16 +286,16 @@ class Draft:
 
     def _cell_lines(self) -> Iterator[CellLine]:
         """One line for each cell, in the order of the grid."""
-        grid, made = self.grid, self.schedule.made
+        grid, made, shares = self.grid, self.schedule.made, self.shares
+        students = grid.students_per_group.tolist()
         columns = ("arm", "student", "teacher", "budget", "change", "group", "residual")
         rows = zip(*(getattr(grid, name)[self.kept].tolist() for name in columns), strict=True)
-        heads = zip(self.kept.tolist(), self.seeds.tolist(), self.run_ids, rows, strict=True)
-        for point, place, run_ids, row in heads:
+        for place, run_ids, row in zip(self.seeds.tolist(), self.run_ids, rows, strict=True):
             arm, student, teacher, budget, change, group, residual = row
             name = self.names.name(arm, student, teacher, budget, change)
             axes = grid.axes[arm]
             way = axes.teachers[teacher] if teacher >= 0 else None
-            share = self.share(point) if way is not None else None
+            share = shares[budget][teacher] if way is not None else None
             for seed, run_id in zip(self.seed_sets[place], run_ids, strict=True):
                 taught = made[group, seed] if group >= 0 else None
                 yield CellLine(
@@ -304,7 +309,7 @@ class Draft:
                     teacher=None if way is None else way.size,
                     teacher_share=share,
                     teacher_run_id=None if taught is None else taught.weights[0],
-                    teacher_students=0 if group < 0 else int(grid.students_per_group[group]),
+                    teacher_students=0 if group < 0 else students[group],
                     stages=() if taught is None else taught.stages,
                 )
 
@@ -318,26 +323,45 @@ class Draft:
             return ""
         return "+".join(str(steps) for _, _, steps in self.grid.table.stages_of(group))
 
+    @functools.cached_property
+    def _hours_by_group(self) -> list[float] | None:
+        table, bases = self.grid.table, self.grid.bases
+        if table is None or bases.site is None:
+            return None
+        hours = table.by_group({base.number: (base.gpu_seconds or 0.0) / 3600 for base in bases.all})
+        return [float(value) for value in hours]
+
     def teacher_gpu_hours(self, group: int) -> float | None:
         """GPU-hours of the teachers on the way; None without a site profile, 0 without a teacher."""
-        if group < 0 or self.grid.table is None:
+        if group < 0:
             return 0.0
-        hours = 0.0
-        for _, base, steps in self.grid.table.stages_of(group):
-            if base.gpu_seconds is None:
-                return None
-            hours += base.gpu_seconds * steps / 3600
-        return hours
+        return None if self._hours_by_group is None else self._hours_by_group[group]
 
-    def share(self, point: int) -> float | None:
-        """The teachers' share of the budget as asked, or as it comes out where FLOPs or steps were asked."""
-        way, table = self.grid.teacher_of(point), self.grid.table
-        if way is None or table is None:
-            return None
-        if len(way.stages) == 1 and way.stages[0].share is not None:
-            return way.stages[0].share
-        budget = int(self.grid.budget[point])
-        return float(table.spent[budget, self.grid.teacher[point]]) / self.study.budgets[budget]
+    @functools.cached_property
+    def longest(self) -> dict[int, int]:
+        """Number of each base in use -> steps of its longest run."""
+        import numpy as np
+
+        bases, steps = self.grid.base[self.kept], self.grid.steps[self.kept]
+        found = np.zeros(len(self.grid.bases.all), dtype=np.int64)
+        np.maximum.at(found, bases, steps)
+        if self.grid.table is not None:
+            used = np.zeros(self.grid.table.groups + 1, dtype=bool)
+            used[self.grid.group[self.kept]] = True  # the last place stands for no teacher
+            self.grid.table.longest(used[:-1], found)
+        return {number: int(found[number]) for number in np.flatnonzero(found).tolist()}
+
+    @functools.cached_property
+    def shares(self) -> list[list[float]]:
+        """The teachers' share of the budget, by budget and way: as asked, or as FLOPs or steps come out."""
+        table = self.grid.table
+        if table is None:
+            return []
+        asked = [way.stages[0].share if len(way.stages) == 1 else None for way in table.ways]
+        return [
+            [spent / budget if share is None else share for share, spent in zip(asked, row, strict=True)]
+            for budget, row in zip(self.study.budgets, table.spent.tolist(), strict=True)
+        ]
 
 
 def _chunks(encoder: msgspec.json.Encoder, lines: Iterator[Any]) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ GIB, TIB = 2**30, 2**40
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the longest run of a base is laid out at the site."""
+    """How the longest run of a kind is laid out at the site."""
 
     arm: str
     size: str
@@ -40,36 +40,20 @@ def layouts(draft: Draft) -> list[Layout]:
     if site is None:
         return []
     found = []
-    for base, steps, teacher in _longest(draft).values():
+    names = {vit: name for name, vit in draft.study.sizes.items()}
+    for number, steps in draft.longest.items():
+        base = draft.grid.bases.all[number]
         spec = msgspec.structs.replace(base.spec, steps=steps)
         found.append(
             Layout(
                 arm=spec.arm,
                 size=base.size,
-                teacher=teacher,
+                teacher=None if spec.teacher is None else names[spec.teacher.encoder],
                 steps=steps,
                 fit=propose(spec, site),
                 checkpoint_bytes=checkpoint_bytes(spec),
             )
         )
-    return found
-
-
-def _longest(draft: Draft) -> dict[int, tuple[Base, int, str | None]]:
-    """Base number -> (base, steps of its longest run, size of its teacher)."""
-    import numpy as np
-
-    grid = draft.grid
-    found: dict[int, tuple[Base, int, str | None]] = {}
-    bases, steps = grid.base[draft.kept], grid.steps[draft.kept]
-    for number in np.unique(bases).tolist():
-        mine = np.flatnonzero(bases == number)
-        way = grid.teacher_of(int(draft.kept[mine[0]]))
-        found[number] = (grid.bases.all[number], int(steps[mine].max()), None if way is None else way.size)
-    for group in np.unique(grid.group[draft.kept]).tolist():
-        for _, base, length in grid.table.stages_of(group) if group >= 0 and grid.table is not None else ():
-            known = found.get(base.number, (base, 0, None))
-            found[base.number] = (base, max(length, known[1]), known[2])
     return found
 
 
@@ -101,15 +85,17 @@ def days(draft: Draft, hours: float) -> float:
 
     site, grid = draft.grid.bases.site, draft.grid
     assert site is not None
-    per_step = np.zeros(len(grid.bases.all))  # hours of one step on the GPUs of its run
-    for number, (base, steps, _) in _longest(draft).items():
+    per_step = {}  # hours of one step on the GPUs of its run
+    for number, steps in draft.longest.items():
+        base = grid.bases.all[number]
         assert base.gpu_seconds is not None
         per_step[number] = base.gpu_seconds / 3600 / _fit(base, steps, site).gpus
-    above = np.zeros(len(grid.students_per_group) + 1)  # the last one stands for no teacher
-    for group in np.unique(grid.group[draft.kept]).tolist():
-        if group >= 0 and grid.table is not None:
-            above[group] = sum(per_step[b.number] * steps for _, b, steps in grid.table.stages_of(group))
-    chains = grid.steps[draft.kept] * per_step[grid.base[draft.kept]] + above[grid.group[draft.kept]]
+    own = np.array([per_step.get(base.number, 0.0) for base in grid.bases.all])
+    chains = grid.steps[draft.kept] * own[grid.base[draft.kept]]
+    if grid.table is not None:
+        above = grid.table.by_group({base.number: own[base.number] for base in grid.bases.all})
+        # The last place stands for no teacher.
+        chains += np.append(above, 0.0)[grid.group[draft.kept]]
     return max(hours / site.gpu_cap, float(chains.max())) / 24
 
 
@@ -123,17 +109,13 @@ def _disk_sentence(draft: Draft) -> str:
     from salt.checkpoint import KEPT
     from sweeps.machine_time import artefact_bytes, cached_target_bytes, checkpoint_bytes
 
-    largest = max((checkpoint_bytes(base.spec) for base, _, _ in _longest(draft).values()), default=0)
-    artefacts = sum(
-        artefact_bytes(base.spec) for base, _, _ in _longest(draft).values()
-    )  # one each; the plan's runs of a base weigh the same
-    cached = {
-        cached_target_bytes(base.spec) for base, _, _ in _longest(draft).values() if base.spec.cached_views
-    }
+    specs = [draft.grid.bases.all[number].spec for number in draft.longest]
+    largest = max((checkpoint_bytes(spec) for spec in specs), default=0)
+    artefact = max((artefact_bytes(spec) for spec in specs), default=0)
+    cached = [cached_target_bytes(spec) for spec in specs if spec.cached_views]
     text = (
-        f"Disk: {KEPT} checkpoints a running run, of up to {largest / GIB:.1f} GiB; a finished encoder "
-        "weighs "
-        f"{artefacts / max(1, len(_longest(draft))) / GIB:.1f} GiB on average"
+        f"Disk: {KEPT} checkpoints of a running run, each of up to {largest / GIB:.1f} GiB; a finished "
+        f"encoder of up to {artefact / GIB:.1f} GiB"
     )
     if cached:
         text += f"; cached targets of one teacher up to {max(cached) / TIB:.1f} TiB"

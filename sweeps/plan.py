@@ -7,6 +7,8 @@ The same study and data give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from salt.plans import decode_plan, plan_dir
 from salt.specs import DECLARED, DataSpec, Plan, ProbeSpec
 from salt.store import write_atomically
 from sweeps.bases import Bases
+from sweeps.cell_names import CellNames
 from sweeps.config import SPLITS, DeclaredData, ProbeConfig
 from sweeps.draft import Draft
 from sweeps.grid import solve_grid
@@ -38,6 +41,23 @@ def draft_plan(study: Study) -> Draft:
     Raises:
         UserError: a list is missing, empty or lacks a label, or cells cannot be built or paid.
     """
+    with _no_collection():
+        return _draft(study)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector: a large plan keeps all it makes, and looking for garbage is a fifth."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def _draft(study: Study) -> Draft:
     lists = {
         key: read_list(source)
         for key, source in study.sources.items()
@@ -47,13 +67,12 @@ def draft_plan(study: Study) -> Draft:
     data = {key: _data(key, source, lists) for key, source in study.sources.items()}
     _check_sample_sizes(study, data)
     grid = solve_grid(study, Bases(study, data["train"], site_of(study)))
+    _check_same_twice(study, CellNames(grid))
     refuse(grid)
     suites = {probe.name: _probe_spec(study, probe, data) for probe in study.file.probes}
     paths = {data[key].fingerprint: str(study.sources[key]) for key in lists}
     execution = msgspec.structs.replace(study.file.execution, folder=str(study.folder), lists=paths)
-    draft = Draft(grid, execution, suites, references_of(grid, data["train"]))
-    _check_same_twice(study, draft)
-    return draft
+    return Draft(grid, execution, suites, references_of(grid, data["train"]))
 
 
 def build_plan(study: Study) -> Plan:
@@ -166,23 +185,23 @@ def _check_sample_sizes(study: Study, data: dict[str, DataSpec]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _check_same_twice(study: Study, draft: Draft) -> None:
-    """Two cells of one name would be one cell counted twice."""
-    grid, kept = draft.grid, draft.kept
-    columns = [
-        getattr(grid, axis)[kept].tolist() for axis in ("arm", "student", "teacher", "budget", "change")
-    ]
-    seen: set[str] = set()
-    for row in zip(*columns, strict=True):
-        name = draft.names.name(*row)
-        if name in seen:
-            raise UserError(
-                f"{study.path}: the cell {name} comes twice; remove the repeated entry from the grid"
-            )
-        seen.add(name)
+def _check_same_twice(study: Study, names: CellNames) -> None:
+    """Two cells of one name would be one cell counted twice; names are made of the names along the axes."""
+    for parts in names.axes():
+        seen: set[str] = set()
+        for part in parts:
+            if part in seen:
+                raise UserError(
+                    f"{study.path}: {part.strip('-')!r} comes twice in the grid; remove the repeated entry"
+                )
+            seen.add(part)
 
 
 # --- files ----------------------------------------------------------------------------------------
+
+
+#: Longer tables of costs are not written: nobody opens them, and plan.jsonl has the same numbers.
+COSTS_ROWS = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +236,13 @@ def write_plan(store: Path, draft: Draft) -> Written:
     before = _run_ids(path) if path.exists() else None
     old = _sha256(path) if path.exists() else None
     write_atomically(folder / "study.yaml", draft.study.data)
-    write_atomically(folder / "costs.csv", costs_csv(draft))
+    if len(draft.kept) <= COSTS_ROWS:
+        write_atomically(folder / "costs.csv", costs_csv(draft))
+    else:
+        (folder / "costs.csv").unlink(missing_ok=True)
     digest = hashlib.sha256()
-    write_atomically(path, _hashed(draft.lines(), digest.update))
+    with _no_collection():
+        write_atomically(path, _hashed(draft.lines(), digest.update))
     outcome = "new" if old is None else "unchanged" if old == digest.hexdigest() else "replaced"
     now = _run_ids(path) if outcome == "replaced" else set()
     added = len(now - (before or set())) if outcome == "replaced" else 0

@@ -202,8 +202,9 @@ class Schedule:
         """(base, length of the run) -> the steps at which others take their weights from it."""
         kept: dict[tuple[int, int], set[int]] = {}
         table = self.grid.table
-        for group in range(table.groups if table is not None else 0):
-            assert table is not None
+        if table is None or all(stage.run_steps is None for way in table.ways for stage in way.stages):
+            return {}
+        for group in range(table.groups):
             for stage, base, steps in table.stages_of(group):
                 if stage.run_steps is not None:
                     kept.setdefault((base.number, stage.run_steps), set()).add(steps)

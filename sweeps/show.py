@@ -85,7 +85,7 @@ def _row(draft: Draft, place: int) -> Row:
         arm=axes.arm,
         student=axes.students[int(grid.student[point])],
         teacher=None if way is None else ">".join(stage.size for stage in way.stages),
-        teacher_share=draft.share(point),
+        teacher_share=None if way is None else draft.shares[budget][int(grid.teacher[point])],
         changes=" ".join(f"{key}={value}" for key, value in axes.changes[change].items())
         + ("" if way is None else "".join(f" teacher.{key}={value}" for key, value in way.changes.items())),
         seeds=draft.seed_sets[draft.seeds[place]],

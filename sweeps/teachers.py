@@ -192,6 +192,27 @@ class TeacherTable:
         self.groups = len(numbers)
         self.students = np.zeros(self.groups, dtype=np.int64)
 
+    def by_group(self, per_step: dict[int, float]) -> NDArray[np.float64]:
+        """Sum over the stages of steps x a value of the stage's base, by group, float64 [groups]."""
+        import numpy as np
+
+        total = np.zeros(self.spent.shape)
+        for column, bases in enumerate(self.bases):
+            for level, base in enumerate(bases):
+                total[:, column] += self.stage_steps[level, :, column] * per_step[base.number]
+        budgets, ways = np.array(self.members).T
+        by_member: NDArray[np.float64] = total[budgets, ways]
+        return by_member
+
+    def longest(self, used: NDArray[np.bool_], found: NDArray[np.int64]) -> None:
+        """Raise `found`, the longest steps by base, to those of the stages of the used groups."""
+        for column, bases in enumerate(self.bases):
+            here = used[self.group[:, column]]
+            if here.any():
+                for level, base in enumerate(bases):
+                    steps = int(self.stage_steps[level, here, column].max())
+                    found[base.number] = max(found[base.number], steps)
+
     def stages_of(self, group: int) -> list[tuple[Stage, Base, int]]:
         """(stage, base, steps) of a group's chain, first one first."""
         budget, column = self.members[group]

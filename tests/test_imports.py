@@ -19,7 +19,7 @@ ALLOWED = {
 }
 HEAVY = ("torch", "numpy", "pandas", "matplotlib", "sklearn", "scipy")
 COMMANDS = {
-    "salt-sweep": ["plan", "submit", "status"],
+    "salt-sweep": ["plan", "submit", "status", "diff", "ledger", "recipe", "benchmark"],
     "salt-analyze": ["pareto", "weak-teacher", "report"],
     "salt-train": ["run", "show"],
     "salt-data": ["digits", "scan"],
@@ -94,7 +94,7 @@ FOREIGN = "raise RuntimeError('the foreign package was imported')\n"
 
 PLAN_ONLY = """
 import sys
-import sweeps.plan, sweeps.cli, sweeps.show
+import sweeps.plan, sweeps.cli, sweeps.show, sweeps.design, sweeps.hours, sweeps.costs, sweeps.auditing
 import slurm.worker, slurm.local, slurm.status, slurm.inline, slurm.prepare
 print([name for name in {heavy!r} if name in sys.modules])
 """
