@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 QUICK ?=
 PLAN := miniature$(if $(QUICK),-quick)
 
-SOURCES := salt slurm sweeps analysis tests salt_cli.py
+SOURCES := salt slurm sweeps analysis tests benchmarks salt_cli.py
 
 .PHONY: study test check clean
 .DELETE_ON_ERROR:

@@ -78,6 +78,7 @@ def add_benchmark(commands: Any) -> None:
             "salt-sweep benchmark --student nano --student micro --threads 2 --write my-site.yaml",
             "salt-sweep benchmark --student vit_b --arm salt --teacher vit_l --device cuda --json",
         ],
+        store=False,
     )
     parser.add_argument(
         "--student",

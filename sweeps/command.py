@@ -12,9 +12,19 @@ STUDY_HELP = "a plan's name or its study file (default: the newest plan of the s
 
 
 def add_command(
-    commands: Any, name: str, run: Any, summary: str, description: str, examples: list[str]
+    commands: Any,
+    name: str,
+    run: Any,
+    summary: str,
+    description: str,
+    examples: list[str],
+    *,
+    store: bool = True,
 ) -> argparse.ArgumentParser:
-    """A subcommand with `--store`, `--json` and examples; `run(args)` returns the exit code."""
+    """A subcommand with `--json` and examples, and `--store` if it reads or writes one.
+
+    `run(args)` returns the exit code.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -23,7 +33,8 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--store", help=STORE_HELP)
+    if store:
+        parser.add_argument("--store", help=STORE_HELP)
     parser.add_argument("--json", action="store_true", help="print plain data instead of tables")
     return parser
 

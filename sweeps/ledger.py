@@ -56,6 +56,7 @@ def add_ledger(commands: Any) -> None:
             "salt-sweep ledger --teacher vit_l --steps 160000 --targets 'cached(views=2)' --json",
             "salt-sweep ledger --arm pixel --student vit_b --visible 152 --target 1416 --audit",
         ],
+        store=False,
     )
     parser.add_argument(
         "--arm", action="append", metavar="ARM", help=f"{', '.join(ARMS)}; may be given several times"

@@ -59,6 +59,7 @@ def add_recipe(commands: Any) -> None:
             "salt-sweep recipe diff salt --arm vjepa              # beside all published tables",
             "salt-sweep recipe diff salt --against vjepa2 --json",
         ],
+        store=False,
     )
     parser.add_argument(
         "action", choices=("list", "show", "diff"), metavar="list|show|diff", help="what to do"

@@ -104,9 +104,23 @@ def test_the_options_of_salt_sweep_are_these() -> None:
     parser = cli._parser()
     (commands,) = (a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     assert {name: options_of(command) for name, command in commands.items()} == {
-        "plan": ["--budget", "--help", "--json", "--quick", "--store"],
+        "plan": [
+            *("--audit", "--budget", "--charge", "--convention", "--help", "--json", "--layout", "--match"),
+            *("--quick", "--rows", "--site", "--store", "--targets"),
+        ],
         "submit": ["--help", "--json", "--on", "--retry-diverged", "--store", "--workers"],
         "status": ["--help", "--json", "--store"],
+        "diff": ["--help", "--json", "--store"],
+        "ledger": [
+            *("--arm", "--audit", "--batch", "--charge", "--clips", "--crop", "--frames", "--help", "--json"),
+            *("--steps", "--student", "--students-per-teacher", "--target", "--targets", "--teacher"),
+            *("--teacher-steps", "--visible"),
+        ],
+        "recipe": ["--against", "--arm", "--batch", "--help", "--json", "--steps", "--student"],
+        "benchmark": [
+            *("--arm", "--batch", "--crop", "--device", "--frames", "--help", "--json", "--steps"),
+            *("--student", "--teacher", "--threads", "--write"),
+        ],
     }
 
 
