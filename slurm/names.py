@@ -70,10 +70,11 @@ def _smallest_budgets(plan: Plan) -> dict[str, int]:
 
 
 def flops_text(flops: float) -> str:
-    """FLOPs with an SI prefix and three digits: `400 GFLOP`, `1.20 TFLOP`."""
+    """FLOPs with three digits, an SI prefix below 1e18: `400 GFLOP`, `1.2 TFLOP`, `3e21 FLOP`."""
     if not flops:
         return "0"
-    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(flops) >= size:
-            return f"{flops / size:.3g} {prefix}FLOP" if flops < 1e21 else f"{flops:.3g} FLOP"
-    return f"{flops:.3g} FLOP"
+    flops = float(f"{flops:.3g}")  # first, so that 999.9 billion is 1 TFLOP
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if size <= abs(flops) < 1e18:
+            return f"{flops / size:.3g} {prefix}FLOP"
+    return f"{flops:.3g} FLOP".replace("e+", "e")

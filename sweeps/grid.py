@@ -213,9 +213,9 @@ class _Block:
         if self.table is not None:
             verdict |= self.table.verdict[:, None, :, None]
         verdict |= exceeds * TEACHER_EXCEEDS
-        verdict |= (~exceeds & (self.steps < file.minimum_steps)) * TOO_SMALL
+        verdict |= (~exceeds & (self.steps < self.study.least_steps)) * TOO_SMALL
         verdict |= (
-            ~exceeds & (self.steps >= file.minimum_steps) & (np.abs(self.residual) > TOLERANCE)
+            ~exceeds & (self.steps >= self.study.least_steps) & (np.abs(self.residual) > TOLERANCE)
         ) * MISSES
         if file.maximum_epochs is not None:
             verdict |= (self.steps * batch > file.maximum_epochs * self.bases.data.clips) * REPEATS

@@ -137,9 +137,9 @@ def _cell_table(draft: Draft, rows: list[Row]) -> Table:
     token_unit, token_text = _unit(max((row.tokens for row in rows), default=1))
     swept = any(row.changes for row in rows)
     caption = (
-        f"Of one seed: FLOPs in {unit_text} by part, tokens in {token_text} before masking. steps and epochs "
-        "are the "
-        "student's; total = teacher training (the part charged) + inference + encoder + predictor or decoder."
+        f"Of one seed: FLOPs in {unit_text} by part, tokens in {token_text} before masking. Steps and epochs "
+        "are the student's; total = teacher training (the part charged) + inference + encoder + predictor or "
+        "decoder; GPU-h are the student's and all of its teachers'."
     )
     table = Table(
         title=f"plan {draft.study.name}", caption=caption, box=box.SIMPLE, padding=0, pad_edge=False

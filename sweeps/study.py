@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +59,18 @@ class Study:
         """Views of each clip whose targets are encoded once; None for targets made online."""
         found = re.search(r"views=(\d+)", self.file.targets)
         return int(found[1]) if found else None
+
+    @functools.cached_property
+    def least_steps(self) -> int:
+        """The fewest steps of a run: the file's, and under `schedule: wsd` enough for the cooldown to begin
+        after a warmup that a recipe gives in steps.
+        """
+        least = self.file.minimum_steps
+        if self.file.schedule == "wsd" and self.rules is not None and self.rules.depends_on_steps:
+            many = 10**6
+            optim = self.training("pixel", self.file.students[0], steps=many).optim
+            least = max(least, math.ceil(optim.warmup_share * many / (1 - self.file.cooldown_share)) + 1)
+        return least
 
     def source(self, split: str, probe: str | None = None) -> Source:
         """The list of a split, the suite's own where it has one."""

@@ -164,7 +164,7 @@ class TeacherTable:
                 steps = np.maximum(np.rint(asked / base.unit_price), 0).astype(np.int64)
             self.stage_steps[level, :, column] = steps
             self.spent[:, column] += steps * base.unit_price + base.unit_cache
-            few = (steps < file.minimum_steps) & (not base.problems)
+            few = (steps < self.study.least_steps) & (not base.problems)
             self.verdict[:, column] |= few * TOO_SMALL
             if file.maximum_epochs is not None:
                 over = steps * base.batch > file.maximum_epochs * clips

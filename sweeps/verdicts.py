@@ -60,7 +60,7 @@ def _bases_say(grid: Grid, point: int, what: str) -> list[str]:
 
 
 def _too_small(grid: Grid, point: int) -> list[str]:
-    found, least = [], grid.study.file.minimum_steps
+    found, least = [], grid.study.least_steps
     if grid.table is not None and grid.group[point] >= 0:
         for stage, base, steps in grid.table.stages_of(int(grid.group[point])):
             if steps < least:
@@ -74,7 +74,11 @@ def _too_small(grid: Grid, point: int) -> list[str]:
 def _few(who: str, size: str, steps: int, price: float, study: Study) -> str:
     if not steps:
         return f"too small: what is left for the {who}{size} is below one step ({_amount(study, price)})"
-    return f"too small: {steps} steps for the {who}{size} is below minimum_steps {study.file.minimum_steps}"
+    if steps < study.file.minimum_steps:
+        least = f"below minimum_steps {study.file.minimum_steps}"
+    else:
+        least = f"below {study.least_steps}: its cooldown would begin within the recipe's warmup"
+    return f"too small: {steps} steps for the {who}{size} is {least}"
 
 
 def _teacher_exceeds(grid: Grid, point: int) -> str:
