@@ -40,7 +40,12 @@ def audit_plan(store: Path, plan: Plan) -> None:
     if record.exists() and read_json(record, AuditRecord).plan_sha256 == digest:
         return
     _audit(plan.name, [run.spec for run in plan.runs])
-    write_atomically(record, pretty_json(AuditRecord(plan_sha256=digest)))
+    record_audit(folder, digest)
+
+
+def record_audit(folder: Path, plan_sha256: str) -> None:
+    """Note in a plan's folder that the plan of this hash has passed."""
+    write_atomically(folder / "audit.json", pretty_json(AuditRecord(plan_sha256=plan_sha256)))
 
 
 def _audit(name: str, specs: Iterable[RunSpec]) -> None:

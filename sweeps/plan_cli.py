@@ -88,6 +88,10 @@ def _plan(args: argparse.Namespace) -> int:
 
         audit_bases(draft)
     written = write_plan(store, draft)
+    if args.audit:
+        from sweeps.auditing import record_audit
+
+        record_audit(written.folder, written.sha256)
     warnings = warnings_of(draft)
     if args.json:
         data = {**plan_json(draft), "warnings": warnings, "store": str(store), "folder": str(written.folder)}

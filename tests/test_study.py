@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from salt.metrics import read_metrics
 from salt.plans import read_plan
 from salt.specs import Plan
 from salt.store import RunDir
+from tests.console import ROOT, salt, start
 
-ROOT = Path(__file__).parents[1]
 PLAN = "miniature-quick"
 
 
@@ -39,21 +38,6 @@ class Study:
     store: Path
     plan: Plan
     killed: Killed
-
-
-def start(folder: Path, *argv: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"SALT_STORE": str(folder / "store")}
-    command = [sys.executable, str(ROOT / "salt_cli.py"), *argv]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def salt(folder: Path, *argv: str, code: int = 0) -> tuple[str, str]:
-    process = start(folder, *argv)
-    out, err = process.communicate(timeout=420)
-    assert process.returncode == code, f"{argv}: {out[-2000:]}\n{err[-2000:]}"
-    return out, err
 
 
 @pytest.fixture(scope="module")
