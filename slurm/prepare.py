@@ -16,7 +16,7 @@ def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
 
     Raises:
         UserError: a run cannot be trained whatever is there, or a list is missing, differs from the one that
-            was planned or only declared, or too many of its files are broken.
+            was planned, or too many of its files are broken.
     """
     from salt.clips import planned_clips
 
@@ -35,7 +35,13 @@ def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
 
 
 def refuse_runs(plan: Plan) -> None:
-    """Raise `UserError` for runs that no attempt could bring to an end: it names the first, and says why."""
+    """Raise `UserError` for runs that no attempt could bring to an end: it says why, and what to change."""
+    declared = [data.name for data in wanted_lists(plan) if data.fingerprint == DECLARED]
+    if declared:
+        raise UserError(
+            f"plan {plan.name}: these lists are only declared: {', '.join(map(repr, declared))}; name their "
+            "files under `data:` in the study file, and plan again"
+        )
     names = run_names(plan)
     bad = [(run, problems) for run in plan.runs if (problems := run_problems(run.spec))]
     if bad:
@@ -46,23 +52,18 @@ def refuse_runs(plan: Plan) -> None:
 
 
 def wanted_lists(plan: Plan) -> list[DataSpec]:
-    """Every list that a run or a probe of the plan reads, once per content."""
+    """Every list that a run or a probe of the plan reads, each once."""
     lists = [run.spec.data for run in plan.runs]
     for probe in plan.probes.values():
         lists += [probe.train, probe.selection, probe.report]
-    return list({data.fingerprint: data for data in lists}.values())
+    # Lists that are only declared have one fingerprint, so the name tells them apart.
+    return list({(data.fingerprint, data.name): data for data in lists}.values())
 
 
 def _list_path(plan: Plan, data: DataSpec) -> Path:
     try:
         return Path(plan.execution.lists[data.fingerprint])
     except KeyError:
-        if data.fingerprint == DECLARED:
-            raise UserError(
-                f"plan {plan.name}: the list {data.name!r} is only declared; name its file under `data:` in "
-                "the "
-                "study file, and plan again"
-            ) from None
         raise UserError(
             f"plan {plan.name}: it does not say where the list {data.name!r} is; plan again"
         ) from None
