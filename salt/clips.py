@@ -210,14 +210,22 @@ def planned_clips(
     return found
 
 
-def require_decodable(list_path: Path, clip: ClipSpec, workers: int = 2, limit_s: float = 60.0) -> VideoList:
+def require_decodable(
+    list_path: Path,
+    clip: ClipSpec,
+    workers: int = 2,
+    limit_s: float = 60.0,
+    videos: VideoList | None = None,
+) -> VideoList:
     """The list, if one of its files at least gives a clip; decodes until the first that does, writes nothing.
+
+    `videos` is the list where it has been read already.
 
     A first file that shows a frame ends the search in milliseconds; else every file is tried in isolation.
 
     Raises UserError otherwise: a plan over a list of broken files is refused before it starts.
     """
-    videos = read_list(Path(list_path))
+    videos = read_list(Path(list_path)) if videos is None else videos
     if decodes_a_frame(videos.files[0]):
         return videos
     skipped: list[tuple[Path, str]] = []

@@ -51,7 +51,7 @@ class DigitSettings(Spec, kw_only=True):
     selection: PositiveInt = 1024
     report: PositiveInt = 2048
     seed: NonNegativeInt = 0
-    version: int = 1
+    version: int = 2
 
     def count(self, split: str) -> int:
         return {"train": self.clips, "selection": self.selection, "report": self.report}[split]

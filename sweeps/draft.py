@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from salt.lists import VideoList
 from salt.plans import (
     BaseNumbers,
     CellLine,
@@ -65,11 +67,12 @@ class Draft:
         execution: ExecSpec,
         suites: dict[str, ProbeSpec],
         references: list[Reference],
+        lists: dict[Path, VideoList],
     ) -> None:
         import numpy as np
 
         self.grid, self.study, self.execution = grid, grid.study, execution
-        self.references = references
+        self.references, self.lists = references, lists
         self.probing = Probing(grid.study, suites)
         self.names = CellNames(grid)
         self.kept = np.flatnonzero(grid.verdict == 0)  # in the order of the grid

@@ -58,11 +58,9 @@ def _no_collection() -> Iterator[None]:
 
 
 def _draft(study: Study) -> Draft:
-    lists = {
-        key: read_list(source)
-        for key, source in study.sources.items()
-        if not isinstance(source, DeclaredData)
-    }
+    paths = [source for source in study.sources.values() if isinstance(source, Path)]
+    by_path = {path: read_list(path) for path in dict.fromkeys(paths)}
+    lists = {key: by_path[source] for key, source in study.sources.items() if isinstance(source, Path)}
     _check_lists(study, lists)
     data = {key: _data(key, source, lists) for key, source in study.sources.items()}
     _check_sample_sizes(study, data)
@@ -70,9 +68,9 @@ def _draft(study: Study) -> Draft:
     _check_same_twice(study, CellNames(grid))
     refuse(grid)
     suites = {probe.name: _probe_spec(study, probe, data) for probe in study.file.probes}
-    paths = {data[key].fingerprint: str(study.sources[key]) for key in lists}
-    execution = msgspec.structs.replace(study.file.execution, folder=str(study.folder), lists=paths)
-    return Draft(grid, execution, suites, references_of(grid, data["train"]))
+    places = {data[key].fingerprint: str(study.sources[key]) for key in lists}
+    execution = msgspec.structs.replace(study.file.execution, folder=str(study.folder), lists=places)
+    return Draft(grid, execution, suites, references_of(grid, data["train"]), by_path)
 
 
 def build_plan(study: Study) -> Plan:
@@ -80,13 +78,12 @@ def build_plan(study: Study) -> Plan:
     return decode_plan(b"".join(draft_plan(study).lines()))
 
 
-def require_lists_decode(study: Study) -> None:
+def require_lists_decode(draft: Draft) -> None:
     """Raise `UserError` unless a file of every list can be decoded."""
     from salt.clips import require_decodable
 
-    for source in dict.fromkeys(study.sources.values()):
-        if isinstance(source, Path):
-            require_decodable(source, study.file.clip)
+    for path, videos in draft.lists.items():
+        require_decodable(path, draft.study.file.clip, videos=videos)
 
 
 def site_of(study: Study) -> SiteSpec | None:

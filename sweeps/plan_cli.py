@@ -82,7 +82,7 @@ def _plan(args: argparse.Namespace) -> int:
     store = store_path(args.store)
     study = _study(args, store)
     draft = draft_plan(study)
-    require_lists_decode(study)
+    require_lists_decode(draft)
     if args.audit:
         from sweeps.auditing import audit_bases
 
