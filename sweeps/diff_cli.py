@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salt.errors import UserError
-from salt.plans import decode_plan, read_plan
+from salt.plans import decode_plan, plan_dir, read_plan
 from salt.specs import Cell, Plan, Spec
 from salt.store import RunDir, store_path
 from slurm.names import flops_text
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 SHOWN = 40
 _SETTINGS = ("convention", "charge", "match", "study_sha256", "overrides")
 _FIELDS = ("budget", "teacher_steps", "charged_flops", "residual", "run_id", "teacher_run_id", "stages")
+#: Digits of a study file's hash that are printed.
+_DIGITS = 12
 
 
 class Change(Spec, kw_only=True):
@@ -30,7 +33,10 @@ class Change(Spec, kw_only=True):
 
 
 class Difference(Spec, kw_only=True):
-    """What b has and a has not, and the other way round. FLOPs count every run once."""
+    """What b has and a has not, and the other way round. FLOPs count every run once.
+
+    Probes are counted as (run, suite) pairs: each is a result that the analysis reads.
+    """
 
     a: str
     b: str
@@ -43,7 +49,16 @@ class Difference(Spec, kw_only=True):
     new_flops: int
     new_flops_done: int  # of those, in runs that are finished in the store already
     dropped_flops: int
+    new_probes: int
+    dropped_probes: int
     total_flops: tuple[int, int]
+
+    @property
+    def same(self) -> bool:
+        """Whether the plans ask for the same results under the same settings."""
+        cells = self.added or self.removed or self.changed
+        runs = self.new_runs or self.dropped_runs or self.new_probes or self.dropped_probes
+        return not (self.settings or cells or runs)
 
 
 def add_diff(commands: Any) -> None:
@@ -70,7 +85,13 @@ def compare(a: Plan, b: Plan, store: Path | None = None) -> Difference:
     runs_a, runs_b = ({run.run_id: run.cost.total_flops for run in plan.runs} for plan in (a, b))
     fresh = [run_id for run_id in runs_b if run_id not in runs_a]
     done = [run_id for run_id in fresh if store is not None and RunDir(store, run_id).result.exists()]
-    changed = [_change(a, b, before[name], after[name]) for name in before if name in after]
+    probes_a, probes_b = ({(run.run_id, suite) for run in p.runs for suite in run.probe_ids} for p in (a, b))
+    steps_a, steps_b = ({run.run_id: run.spec.steps for run in plan.runs} for plan in (a, b))
+    changed = [
+        _change(old, after[name], (steps_a[old.run_id], steps_b[after[name].run_id]))
+        for name, old in before.items()
+        if name in after
+    ]
     return Difference(
         a=a.name,
         b=b.name,
@@ -87,12 +108,15 @@ def compare(a: Plan, b: Plan, store: Path | None = None) -> Difference:
         new_flops=sum(runs_b[run_id] for run_id in fresh),
         new_flops_done=sum(runs_b[run_id] for run_id in done),
         dropped_flops=sum(flops for run_id, flops in runs_a.items() if run_id not in runs_b),
+        new_probes=len(probes_b - probes_a),
+        dropped_probes=len(probes_a - probes_b),
         total_flops=(sum(runs_a.values()), sum(runs_b.values())),
     )
 
 
-def _change(a: Plan, b: Plan, old: Cell, new: Cell) -> Change | None:
-    fields = {
+def _change(old: Cell, new: Cell, steps: tuple[int, int]) -> Change | None:
+    fields: dict[str, tuple[Any, Any]] = {"steps": steps} if steps[0] != steps[1] else {}
+    fields |= {
         name: (getattr(old, name), getattr(new, name))
         for name in _FIELDS
         if getattr(old, name) != getattr(new, name)
@@ -112,11 +136,12 @@ def _diff(args: argparse.Namespace) -> int:
             print_tables([_table(found)])
         for line in _sentences(found):
             print(line)
-    same = not (found.settings or found.added or found.removed or found.changed or found.new_runs)
-    return 0 if same and not found.dropped_runs else 1
+    return 0 if found.same else 1
 
 
 def _plan(store: Path, name: str) -> Plan:
+    if os.sep not in name and (plan_dir(store, name) / "plan.jsonl").exists():
+        return read_plan(store, name)  # whatever lies in the working folder under that name
     path = Path(name)
     if path.is_dir() and (path / "plan.jsonl").exists():
         path = path / "plan.jsonl"
@@ -142,25 +167,43 @@ def _table(found: Difference) -> Table:
         if len(names) > SHOWN:
             table.add_row(sign, f"and {len(names) - SHOWN} more", "")
     for change in found.changed[:SHOWN]:
-        texts = [f"{name} {_text(old)} -> {_text(new)}" for name, (old, new) in change.fields.items()]
-        table.add_row("~", change.cell_id, "; ".join(texts))
+        texts = {
+            name: (_text(name, old), _text(name, new)) for name, (old, new) in change.fields.items()
+        }  # what rounding hides is left to --json
+        told = [f"{name} {old} -> {new}" for name, (old, new) in texts.items() if old != new]
+        table.add_row("~", change.cell_id, "; ".join(told))
     if len(found.changed) > SHOWN:
         table.add_row("~", f"and {len(found.changed) - SHOWN} more", "")
     return table
 
 
-def _text(value: Any) -> str:
+def _text(name: str, value: Any) -> str:
+    if name == "charged_flops":
+        return flops_text(value)
+    if name == "study_sha256":
+        return str(value)[:_DIGITS]
+    if name == "residual":
+        return f"{100 * value:+.2f} %"
+    if name == "stages":
+        return ", ".join(value) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _sentences(found: Difference) -> list[str]:
-    lines = [f"{name}: {_text(old)} -> {_text(new)}" for name, (old, new) in found.settings.items()]
-    lines.append(
-        f"{len(found.added)} cells added, {len(found.removed)} removed, {len(found.changed)} changed; "
-        f"{found.new_runs} runs are new ({flops_text(found.new_flops)}, of which "
-        f"{flops_text(found.new_flops_done)} are done in the store), {found.dropped_runs} no longer wanted "
-        f"({flops_text(found.dropped_flops)})"
-    )
+    lines = [
+        f"{name}: {_text(name, old)} -> {_text(name, new)}" for name, (old, new) in found.settings.items()
+    ]
     before, after = found.total_flops
-    lines.append(f"all runs: {flops_text(before)} -> {flops_text(after)}")
+    lines += [
+        f"{len(found.added)} cells added, {len(found.removed)} removed, {len(found.changed)} changed",
+        f"{found.new_runs} runs are new ({flops_text(found.new_flops)}, of which "
+        f"{flops_text(found.new_flops_done)} are done in the store)",
+        f"{found.dropped_runs} runs are no longer wanted ({flops_text(found.dropped_flops)})",
+        f"all runs: {flops_text(before)} -> {flops_text(after)}",
+    ]
+    if found.new_probes or found.dropped_probes:
+        lines.insert(
+            -1,
+            f"{found.new_probes} results of probe suites are new, {found.dropped_probes} no longer wanted",
+        )
     return lines
