@@ -1,11 +1,13 @@
 """How long planning takes, against its limits: `python benchmarks/plan_speed.py`.
 
 Every case runs in a process of its own, with its peak memory. Prints the environment first, then seconds,
-limit and their ratio. Files go to a temporary folder.
+limit and their ratio. Files go to a temporary folder. With `--profile` it prints where the time of a million
+cells of one seed goes instead.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -18,9 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-#: Plans and writes the built-in study with other axes; prints seconds after imports, cells, peak bytes.
+#: Plans and writes a study; prints seconds after imports by phase, cells, peak bytes.
 WORK = """
-import json, resource, sys, time
+import cProfile, json, pstats, resource, sys, time
 from pathlib import Path
 import numpy
 from sweeps.design import warnings_of
@@ -28,16 +30,27 @@ from sweeps.plan import draft_plan, write_plan
 from sweeps.show import plan_tables
 from sweeps.study import load_study
 study, store = Path(sys.argv[1]), Path(sys.argv[2])
-began = time.perf_counter()
+profile = cProfile.Profile()
+marks = [time.perf_counter()]
+if len(sys.argv) > 3:
+    profile.enable()
 draft = draft_plan(load_study(study))
+marks.append(time.perf_counter())
 written = write_plan(store, draft)
+marks.append(time.perf_counter())
 plan_tables(draft)
 warnings_of(draft)
-seconds = time.perf_counter() - began
+marks.append(time.perf_counter())
+if len(sys.argv) > 3:
+    profile.disable()
+    pstats.Stats(profile).sort_stats("tottime").print_stats(20)
+    sys.exit()
+drafted, writing, shown = (later - earlier for earlier, later in zip(marks, marks[1:]))
 cells = sum(len(draft.seed_sets[place]) for place in draft.seeds.tolist())
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 size = (written.folder / "plan.jsonl").stat().st_size
-print(json.dumps({"seconds": seconds, "cells": cells, "points": len(draft.grid), "peak": peak, "size": size}))
+found = {"drafted": drafted, "written": writing, "shown": shown, "seconds": marks[-1] - marks[0]}
+print(json.dumps({**found, "cells": cells, "points": len(draft.grid), "peak": peak, "size": size}))
 """
 
 
@@ -78,13 +91,10 @@ def environment() -> str:
     return f"Python {platform.python_version()}, {machine}"
 
 
-def in_process(folder: Path, name: str, text: str) -> dict[str, float]:
-    study = folder / f"{name}.yaml"
-    study.write_text(text)
-    argv = [sys.executable, "-c", WORK, str(study), str(folder / name)]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+def in_process(study: Path, *options: str) -> str:
+    """What `WORK` prints of a study file."""
+    argv = [sys.executable, "-c", WORK, str(study), str(study.with_suffix("")), *options]
+    return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, check=True).stdout
 
 
 def cold(folder: Path, *argv: str) -> float:
@@ -135,31 +145,53 @@ def small_study(folder: Path) -> Path:
     return path
 
 
+#: (what, budgets, shares and seeds of the study, limit in seconds after imports)
+CASES = (
+    ("1e4 cells", (25, 11, 1), 0.3),
+    ("1e6 cells, 10 seeds", (25, 114, 10), 10.0),
+    ("1e6 cells, 1 seed", (25, 1134, 1), 10.0),
+)
+
+
+def write_study(folder: Path, case: int) -> Path:
+    path = folder / f"case{case}.yaml"
+    path.write_text(study_text(*CASES[case][1]))
+    return path
+
+
+def measure(folder: Path) -> None:
+    for case, (what, _, limit_s) in enumerate(CASES):
+        found = json.loads(in_process(write_study(folder, case)))
+        print(
+            f"{what}: {found['cells']:,} cells of {found['points']:,} points in {found['seconds']:.2f} s "
+            f"(planned {found['drafted']:.2f}, written {found['written']:.2f}, table and warnings "
+            f"{found['shown']:.2f}), {found['seconds'] / limit_s:.2f} of {limit_s:g} s; plan.jsonl "
+            f"{found['size'] / 1e6:.0f} MB; peak {found['peak'] / 1e9:.2f} GB, {found['peak'] / 2e9:.2f} of "
+            "2 GB",
+            flush=True,
+        )
+    print(f"1e4 cells, cold start: {cold(folder, 'plan', str(folder / 'case0.yaml')):.2f} s", flush=True)
+    path = small_study(folder)
+    for what, argv, limit_s in (
+        ("miniature study, cold start", ("plan", str(path)), 0.4),
+        ("plan --budget 1e21, cold start", ("plan", "--budget", "1e21"), 1.0),
+    ):
+        seconds = cold(folder, *argv)
+        print(f"{what}: {seconds:.2f} s, {seconds / limit_s:.2f} of {limit_s:g} s", flush=True)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", action="store_true", help="where the time of a million cells goes")
+    args = parser.parse_args()
     print(environment())
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for what, axes, limit_s in (
-            ("1e4 cells", (25, 11, 1), 0.3),
-            ("1e6 cells, 10 seeds", (25, 114, 10), 10.0),
-            ("1e6 cells, 1 seed", (25, 1134, 1), 10.0),
-        ):
-            found = in_process(folder, what.replace(" ", "-").replace(",", ""), study_text(*axes))
-            print(
-                f"{what}: {found['cells']:,.0f} cells of {found['points']:,.0f} points planned and written "
-                "in "
-                f"{found['seconds']:.2f} s, {found['seconds'] / limit_s:.2f} of {limit_s:g} s; plan.jsonl "
-                f"{found['size'] / 1e6:.0f} MB, peak {found['peak'] / 1e9:.2f} GB, {found['peak'] / 2e9:.2f} "
-                "of 2 GB",
-                flush=True,
-            )
-        path = small_study(folder)
-        for what, argv, limit_s in (
-            ("miniature study, cold start", ("plan", str(path)), 0.4),
-            ("plan --budget 1e21, cold start", ("plan", "--budget", "1e21"), 1.0),
-        ):
-            seconds = cold(folder, *argv)
-            print(f"{what}: {seconds:.2f} s, {seconds / limit_s:.2f} of {limit_s:g} s", flush=True)
+        if args.profile:
+            print(in_process(write_study(Path(name), len(CASES) - 1), "--profile"))
+        else:
+            measure(Path(name))
 
 
 if __name__ == "__main__":
