@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from salt.errors import UserError
 from salt.flops import cache_cost, step_cost
 from salt.ids import RunIds
 from salt.masks import check_masks
@@ -22,11 +23,16 @@ from salt.specs import Arm, Cost, DataSpec, OptimSpec, RunSpec, TeacherRef
 from sweeps.study import Study, Training
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from sweeps.memory import Fit
     from sweeps.site import SiteSpec
 
 #: More steps than any run has.
 MANY_STEPS = 10**9
+#: The most steps that are counted: doubles are exact up to nine times as many.
+MOST_STEPS = 10**15
 Phase = Literal["cosine", "constant", "cooldown"]
 
 
@@ -44,6 +50,7 @@ class Base:
     unit_price: float
     unit_cache: float
     gpu_seconds: float | None  # a step on all GPUs of the run together; None without a site profile
+    cache_gpu_seconds: float | None  # the cached targets, once
     fit: Fit | None
     problems: tuple[str, ...]
     training: Mapping[str, Any]  # swept fields of this base
@@ -52,6 +59,12 @@ class Base:
     @property
     def batch(self) -> int:
         return self.spec.optim.batch_clips
+
+    def gpu_hours(self, steps: int, runs: int = 1) -> float | None:
+        """GPU-hours of so many steps and of `runs` times the cached targets; None without a site profile."""
+        if self.gpu_seconds is None or self.cache_gpu_seconds is None:
+            return None
+        return (self.gpu_seconds * steps + self.cache_gpu_seconds * runs) / 3600
 
     @functools.cached_property
     def ids(self) -> RunIds:
@@ -145,10 +158,12 @@ class Bases:
             unit_price=unit[0] or 1.0,
             unit_cache=unit[1],
             gpu_seconds=seconds,
+            cache_gpu_seconds=cache_seconds,
             fit=fit,
             problems=problems,
             training=changes,
-            recipe_on_steps=study.rules is not None and study.rules.depends_on_steps,
+            # Not where the study's own settings stand in for all rules on the length.
+            recipe_on_steps=study.training(arm, size, changes, MANY_STEPS) != training,
         )
 
     def _on_site(self, spec: RunSpec) -> tuple[float | None, float | None, Fit | None]:
@@ -166,9 +181,31 @@ class Bases:
     def _problems(self, spec: RunSpec, size: str, teacher: str | None) -> tuple[str, ...]:
         problems = dict.fromkeys(build_problems(self.study, spec, size, teacher, self._mask_problems))
         if spec.optim.batch_clips > self.data.clips:
-            text = f"a batch of {spec.optim.batch_clips} clips is larger than the training list of "
-            problems[f"{text}{self.data.clips}"] = None
+            problems[batch_problem(spec, self.data)] = None
         return tuple(problems)
+
+
+def batch_problem(spec: RunSpec, data: DataSpec) -> str:
+    return f"a batch of {spec.optim.batch_clips} clips is larger than the training list of {data.clips}"
+
+
+def whole_steps(
+    wanted: NDArray[np.float64], built: NDArray[np.bool_] | bool, where: str
+) -> NDArray[np.int64]:
+    """The nearest whole numbers of steps, at least 0. What is not `built` has no price, so no number matters.
+
+    Raises:
+        UserError: more steps than can be counted; `where` names what asks for them.
+    """
+    import numpy as np
+
+    most = np.where(built, wanted, 0.0).max()
+    if most > MOST_STEPS:
+        raise UserError(
+            f"{where}: {most:.3g} steps of one run, more than {MOST_STEPS:.0e}; ask for less, or raise "
+            "optim.batch_clips"
+        )
+    return np.rint(np.clip(wanted, 0, MOST_STEPS)).astype(np.int64)
 
 
 def build_problems(

@@ -37,7 +37,7 @@ def _number(part: str, text: str) -> float:
 
 def _range(part: str, text: str) -> list[float]:
     ends = part.split(":")
-    if len(ends) != 3 or not ends[2].strip().isdigit() or int(ends[2]) < 2:
+    if len(ends) != 3 or not ends[2].strip().isdecimal() or int(ends[2]) < 2:
         raise UserError(f"--budget {text}: a range is first:last:count with a count of at least 2; {_HELP}")
     first, last, count = _number(ends[0], text), _number(ends[1], text), int(ends[2])
     if first >= last:

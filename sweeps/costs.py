@@ -79,7 +79,7 @@ def costs_csv(draft: Draft) -> Iterator[bytes]:
             + [f"{steps * base.batch / grid.bases.data.clips:.6g}"]
             + ["" if group < 0 else int(grid.students_per_group[group]), *teacher_values, *own]
             + [teacher_flops + steps * base.step_flops + base.cache_flops, charged, residual]
-            + [_hours(base.gpu_seconds, steps, hours[group])]
+            + [_hours(base.gpu_hours(steps), hours[group])]
         )
         if number % CHUNK == CHUNK - 1:
             yield text.getvalue().encode()
@@ -111,5 +111,5 @@ def _flops(cost: Cost, name: str) -> int:
     return 0 if part is None else part.forward + part.backward
 
 
-def _hours(seconds: float | None, steps: int, above: float | None) -> str:
-    return "" if seconds is None or above is None else f"{seconds * steps / 3600 + above:.6g}"
+def _hours(own: float | None, above: float | None) -> str:
+    return "" if own is None or above is None else f"{own + above:.6g}"

@@ -49,13 +49,13 @@ class Totals:
     flops: int = 0
     gpu_hours: float | None = 0.0
 
-    def add(self, count: int, flops: int, gpu_seconds: float | None) -> None:
+    def add(self, count: int, flops: int, gpu_hours: float | None) -> None:
         self.runs += count
         self.flops += flops
-        if gpu_seconds is None or self.gpu_hours is None:
+        if gpu_hours is None or self.gpu_hours is None:
             self.gpu_hours = None
         else:
-            self.gpu_hours += gpu_seconds / 3600
+            self.gpu_hours += gpu_hours
 
 
 class Draft:
@@ -114,27 +114,32 @@ class Draft:
         return np.argsort(-cost, kind="stable")
 
     def _price(self) -> None:
-        """Sum every run once. A student that is also someone's teacher is counted as a teacher."""
+        """Sum every run once. A student that is also someone's teacher is counted as a teacher, and gets the
+        probes of both.
+        """
         import numpy as np
 
         for run in self.others:
-            seconds = None if run.gpu_seconds is None else run.gpu_seconds * run.own_steps
-            self.totals[run.role].add(1, run.own_flops, seconds)
-        for reference in self.references:
+            self.totals[run.role].add(1, run.own_flops, run.gpu_hours)
+        for reference in self._distinct_references():
             run = reference.run
-            self.totals["reference"].add(1, run.own_flops, 0.0)
+            self.totals["reference"].add(1, run.own_flops, run.gpu_hours)
         counts = np.array([len(seeds) for seeds in self.seed_sets], dtype=np.int64)[self.seeds]
         bases, students = self.grid.base[self.kept], self.totals["student"]
         steps = self.own_steps()
         for number in np.unique(bases).tolist():
             base, mine = self.grid.bases.all[number], bases == number
-            total, runs = int((steps[mine] * counts[mine]).sum()), int(counts[mine].sum())
-            seconds = None if base.gpu_seconds is None else base.gpu_seconds * total
-            students.add(runs, total * base.step_flops + runs * base.cache_flops, seconds)
-        for point in self._students_that_teach():
-            base, steps_here = self.grid.base_of(point), int(self.grid.steps[point])
-            seconds = None if base.gpu_seconds is None else -base.gpu_seconds * steps_here
-            students.add(-1, -(steps_here * base.step_flops + base.cache_flops), seconds)
+            # The sum of many long runs is more than 64 bits hold.
+            total, runs = int((steps[mine] * counts[mine]).sum(dtype=object)), int(counts[mine].sum())
+            flops = total * base.step_flops + runs * base.cache_flops
+            students.add(runs, flops, base.gpu_hours(total, runs))
+        others = {run.run_id: run for run in self.others}
+        for place, run_id in self._made_already(set(others)):
+            point = int(self.kept[place])
+            base, own = self.grid.base_of(point), int(steps[place])
+            students.add(-1, -(own * base.step_flops + base.cache_flops), base.gpu_hours(-own, -1))
+            if run_id in others:
+                others[run_id].ends.add(int(self.grid.budget[point]))
 
     def own_steps(self) -> NDArray[np.int64]:
         """Steps that the students' runs train themselves: after the branch under wsd, int64 [kept]."""
@@ -146,21 +151,18 @@ class Draft:
         cooldown = [n - self.schedule.branch_step(n) for n in steps.tolist()]
         return np.array(cooldown, dtype=np.int64)
 
-    def _students_that_teach(self) -> list[int]:
-        """Points of pixel cells whose run is some student's teacher, once for each such seed."""
-        import numpy as np
+    def _made_already(self, known: set[str]) -> Iterator[tuple[int, str]]:
+        """(place in `kept`, run) of cells whose run is among the `known` or ends an earlier cell too."""
+        from itertools import chain
 
-        teachers = {run.run_id for run in self.others}
-        pixel = [place for place, axes in enumerate(self.grid.axes) if axes.arm == "pixel"]
-        if not teachers or not pixel:
-            return []
-        places = np.flatnonzero(np.isin(self.grid.arm[self.kept], pixel))
-        return [
-            int(self.kept[place])
-            for place in places.tolist()
-            for run_id in self.run_ids[place]
-            if run_id in teachers
-        ]
+        wanted = len(known) + sum(map(len, self.run_ids))
+        if len(known.union(chain.from_iterable(self.run_ids))) == wanted:
+            return
+        for place, run_ids in enumerate(self.run_ids):
+            for run_id in run_ids:
+                if run_id in known:
+                    yield place, run_id
+                known.add(run_id)
 
     @functools.cached_property
     def run_ids(self) -> list[list[str]]:
@@ -239,11 +241,14 @@ class Draft:
 
     def _other_line(self, run: Run, bases: BaseNumbers) -> RunLine:
         spec = run.spec
-        probes = self.probing.places(spec.arm, run.role, spec.seed, self._at_largest(run))
+        probes = self.probing.places(spec.arm, run.role, spec.seed, self._at_largest(run.budgets))
+        if run.ends:
+            own = self.probing.places(spec.arm, "student", spec.seed, self._at_largest(run.ends))
+            probes = tuple(dict.fromkeys([*probes, *own]))
         return run_line(bases, spec, run.run_id, run.role, probes)
 
-    def _at_largest(self, run: Run) -> bool:
-        return any(self.study.budgets[place] == max(self.study.budgets) for place in run.budgets)
+    def _at_largest(self, budgets: set[int]) -> bool:
+        return any(self.study.budgets[place] == max(self.study.budgets) for place in budgets)
 
     def _optim(self, point: int, seed: int) -> OptimSpec:
         """The recipe of the run that ends a cell."""
@@ -331,7 +336,10 @@ class Draft:
         table, bases = self.grid.table, self.grid.bases
         if table is None or bases.site is None:
             return None
-        hours = table.by_group({base.number: (base.gpu_seconds or 0.0) / 3600 for base in bases.all})
+        hours = table.by_group(
+            {base.number: (base.gpu_seconds or 0.0) / 3600 for base in bases.all},
+            {base.number: (base.cache_gpu_seconds or 0.0) / 3600 for base in bases.all},
+        )
         return [float(value) for value in hours]
 
     def teacher_gpu_hours(self, group: int) -> float | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from salt.specs import ARMS, Arm
-from sweeps.bases import Base, Bases
+from sweeps.bases import Base, Bases, whole_steps
 from sweeps.study import Study
 from sweeps.teachers import TeacherTable, TeacherWay, teacher_ways
 
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
     Floats = NDArray[np.float64]
+    Bools = NDArray[np.bool_]
 
 #: Largest |charged - budget| / budget of a cell.
 TOLERANCE = 0.01
 
 #: Verdicts of a point, as bits; a point may have several.
 CANNOT_BE_BUILT, TOO_SMALL, TEACHER_EXCEEDS, MISSES, REPEATS, DOES_NOT_FIT = 1, 2, 4, 8, 16, 32
+#: Rounds of counting who shares a teacher in which a point may come back; after that it stays out.
+FREE_ROUNDS = 8
 VERDICTS = {
     CANNOT_BE_BUILT: "cannot be built",
     TOO_SMALL: "too small",
@@ -136,6 +139,11 @@ def _axes(study: Study) -> list[Axes]:
 class _Block:
     """The points of one arm, as arrays [budgets, students, teachers, changes]."""
 
+    steps: Ints
+    charged: Floats
+    residual: Floats
+    verdict: Ints
+
     def __init__(self, study: Study, bases: Bases, place: int, axes: Axes) -> None:
         import numpy as np
 
@@ -185,43 +193,53 @@ class _Block:
         budgets = np.array(self.study.budgets)[:, None, None, None]
         if self.table is None:
             self.group = np.full(self.shape, -1, dtype=np.int64)
-            self._pay(price, batch, budgets, np.zeros((1, 1, 1, 1)), np.zeros_like(cache))
+            nothing = np.zeros((1, 1, 1, 1))
+            self._pay(price, batch, budgets, nothing, np.zeros_like(cache), np.zeros(self.shape, dtype=bool))
             return
         self.group = np.broadcast_to(self.table.group[:, None, :, None], self.shape)
         spent = self.table.spent[:, None, :, None]
         sharers = np.bincount(self.group.ravel(), minlength=self.table.groups)
-        while True:
+        out = np.zeros(self.shape, dtype=bool)
+        for number in itertools.count(1):
             part, cached = _shares(self.study.file.charge, sharers[self.group])
-            self._pay(price, batch, budgets, spent * part, cache * cached)
+            self._pay(price, batch, budgets, spent * part, cache * cached, out)
             counted = np.bincount(self.group[self.verdict == 0], minlength=self.table.groups)
-            # Fewer sharers pay more each, so more points may fail. The count only falls, so this ends.
-            if self.study.file.charge != "shared" or (counted >= sharers).all():
+            # Fewer sharers pay more each, so more points are too small, and fewer repeat the data.
+            if self.study.file.charge != "shared" or (counted == sharers).all():
                 break
-            sharers = np.minimum(counted, sharers)
-        self.table.students = sharers if self.study.file.charge == "shared" else counted
+            sharers = counted
+            if number >= FREE_ROUNDS:  # from here on the count only falls, so this ends
+                out = self.verdict > 0
+        self.table.students = counted
 
-    def _pay(self, price: Floats, batch: Floats, budgets: Floats, above: Floats, cache: Floats) -> None:
+    def _pay(
+        self, price: Floats, batch: Floats, budgets: Floats, above: Floats, cache: Floats, out: Bools
+    ) -> None:
+        """Spend what is left of the budgets. Points that are `out` keep their numbers and verdicts."""
         import numpy as np
 
+        before = (self.steps, self.charged, self.residual, self.verdict) if out.any() else None
         file = self.study.file
+        fixed = self._fixed_verdict.copy()
+        if self.table is not None:
+            fixed |= self.table.verdict[:, None, :, None]
+        unbuilt = (fixed & CANNOT_BE_BUILT) > 0
         left = budgets - above - cache
-        self.steps = np.maximum(np.rint(left / price), 0).astype(np.int64)
+        self.steps = whole_steps(left / price, ~unbuilt, f"{self.study.path}: budgets of arm {self.axes.arm}")
         self.charged = above + cache + self.steps * price
         self.residual = (self.charged - budgets) / budgets
-        verdict = self._fixed_verdict.copy()
         exceeds = np.broadcast_to((above + cache > 0) & (left < price), self.shape)
-        if self.table is not None:
-            verdict |= self.table.verdict[:, None, :, None]
-        verdict |= exceeds * TEACHER_EXCEEDS
-        verdict |= (~exceeds & (self.steps < self.study.least_steps)) * TOO_SMALL
-        verdict |= (
-            ~exceeds & (self.steps >= self.study.least_steps) & (np.abs(self.residual) > TOLERANCE)
-        ) * MISSES
+        few = self.steps < self.study.least_steps
+        verdict = fixed | exceeds * TEACHER_EXCEEDS | (~exceeds & few) * TOO_SMALL
+        verdict |= (~exceeds & ~few & (np.abs(self.residual) > TOLERANCE)) * MISSES
         if file.maximum_epochs is not None:
             verdict |= (self.steps * batch > file.maximum_epochs * self.bases.data.clips) * REPEATS
         # What cannot be built has no price, so nothing else is known of it.
-        unbuilt = (verdict & CANNOT_BE_BUILT) > 0
         self.verdict = np.where(unbuilt, CANNOT_BE_BUILT, verdict)
+        if before is not None:
+            now = (self.steps, self.charged, self.residual, self.verdict)
+            kept = [np.where(out, old, new) for old, new in zip(before, now, strict=True)]
+            self.steps, self.charged, self.residual, self.verdict = kept
 
 
 def _shares(charge: str, sharers: Ints) -> tuple[Any, Any]:

@@ -85,15 +85,18 @@ def days(draft: Draft, hours: float) -> float:
 
     site, grid = draft.grid.bases.site, draft.grid
     assert site is not None
-    per_step = {}  # hours of one step on the GPUs of its run
+    # Hours of one step, and of the cached targets, on the GPUs of the run.
+    per_step, once = np.zeros((2, len(grid.bases.all)))
     for number, steps in draft.longest.items():
         base = grid.bases.all[number]
         assert base.gpu_seconds is not None
-        per_step[number] = base.gpu_seconds / 3600 / _fit(base, steps, site).gpus
-    own = np.array([per_step.get(base.number, 0.0) for base in grid.bases.all])
-    chains = grid.steps[draft.kept] * own[grid.base[draft.kept]]
+        assert base.cache_gpu_seconds is not None
+        gpus = _fit(base, steps, site).gpus
+        per_step[number], once[number] = base.gpu_seconds / 3600 / gpus, base.cache_gpu_seconds / 3600 / gpus
+    used = grid.base[draft.kept]
+    chains = grid.steps[draft.kept] * per_step[used] + once[used]
     if grid.table is not None:
-        above = grid.table.by_group({base.number: own[base.number] for base in grid.bases.all})
+        above = grid.table.by_group(dict(enumerate(per_step.tolist())), dict(enumerate(once.tolist())))
         # The last place stands for no teacher.
         chains += np.append(above, 0.0)[grid.group[draft.kept]]
     return max(hours / site.gpu_cap, float(chains.max())) / 24

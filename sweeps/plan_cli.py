@@ -119,22 +119,21 @@ def _study(args: argparse.Namespace, store: Path) -> Any:
             raise UserError("plan: give a study file, or --budget 1e21 for the built-in study")
         if args.quick or args.match not in (None, "flops"):
             raise UserError("plan: --quick and --match need a study file; start from the one in plans/paper/")
-        return load_study(PATH, data=default_study(budgets), changes=_changes(args, None, None, "flops"))
+        return load_study(PATH, data=default_study(budgets), changes=_changes(args, None, "flops"))
     path = Path(args.study)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return load_study(path, quick=args.quick, changes=_changes(args, budgets, path, None))
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        match = str(_written(path, args.quick).get("match", "flops"))
+        return load_study(path, quick=args.quick, changes=_changes(args, budgets, match))
     plan = read_plan(store, args.study)
     path = plan_dir(store, args.study) / "study.yaml"
     folder = Path(plan.execution.folder or path.parent)
-    changes = plan.overrides | _changes(args, budgets, path, plan.match)
-    quick = args.quick or plan.name.endswith("-quick")
+    changes = plan.overrides | _changes(args, budgets, plan.match)
+    quick = args.quick or plan.name != _written(path, quick=False).get("name")
     return load_study(path, quick=quick, changes=changes, folder=folder)
 
 
-def _changes(
-    args: argparse.Namespace, budgets: tuple[float, ...] | None, path: Path | None, match: str | None
-) -> dict[str, Any]:
-    """Keys of the study file that the options replace."""
+def _changes(args: argparse.Namespace, budgets: tuple[float, ...] | None, match: str) -> dict[str, Any]:
+    """Keys of the study file that the options replace; `match` is what the file says."""
     changes = {
         name: getattr(args, name)
         for name in ("match", "charge", "targets", "convention")
@@ -145,9 +144,8 @@ def _changes(
     if budgets is not None:
         from sweeps.study_checks import BUDGET_KEYS
 
-        if args.match is None and match is None and path is not None:
-            match = _match_of(path)
-        key = BUDGET_KEYS[args.match or match or "flops"]
+        # Where the file has no such `match`, decoding it says so.
+        key = BUDGET_KEYS.get(args.match or match, "budgets_flops")
         changes |= dict.fromkeys(BUDGET_KEYS.values(), ())
         changes[key] = [
             int(value) if key == "budgets_steps" and not value % 1 else value for value in budgets
@@ -155,13 +153,13 @@ def _changes(
     return changes
 
 
-def _match_of(path: Path) -> str:
-    """The file's own `match`, needed before it is decoded: budgets on the command line are in its unit."""
-    from sweeps.document import parse_yaml
+def _written(path: Path, quick: bool) -> dict[str, Any]:
+    """The keys of a study file before they are decoded; none of one that loading will refuse."""
+    from sweeps.document import overlay, parse_yaml
 
     try:
         raw = parse_yaml(path.read_bytes(), path)
     except OSError:
-        return "flops"  # loading the file says what is wrong with it
-    match = raw.get("match", "flops")
-    return match if match in ("flops", "steps", "gpu-hours") else "flops"
+        return {}
+    section = raw.get("quick")
+    return overlay(raw, section) if quick and isinstance(section, dict) else raw

@@ -9,7 +9,7 @@ import msgspec
 from salt.errors import UserError
 from salt.plans import CellLine
 from salt.specs import Arm, DataSpec, ObjectiveSpec, OptimSpec, RunSpec
-from sweeps.bases import build_problems, run_spec
+from sweeps.bases import batch_problem, build_problems, run_spec
 from sweeps.grid import Grid
 from sweeps.schedule import Run, reference_run
 from sweeps.study import Study, Training
@@ -51,19 +51,21 @@ def references_of(grid: Grid, data: DataSpec) -> list[Reference]:
     sizes = _sizes(grid)
     found: list[Reference] = []
     for size in sizes if wanted.random else ():
-        found += _seeds(study, _spec(study, "random", size, data, plain), size)
+        found += _seeds(grid, _spec(study, "random", size, data, plain), size)
     if wanted.supervised is not None:
         training = Training(optim=study.supervised_optim(), objective=ObjectiveSpec())
         for size in wanted.supervised.students:
             spec = _spec(study, "supervised", size, data, training)
             problems = build_problems(study, spec, size, None, {})
+            if spec.optim.batch_clips > data.clips:
+                problems = [*problems, batch_problem(spec, data)]
             if problems:
-                raise UserError(f"{study.path}: references.supervised.students: {'; '.join(problems)}")
+                raise UserError(f"{study.path}: references.supervised: {'; '.join(problems)}")
             spec = msgspec.structs.replace(spec, steps=wanted.supervised.steps, label=wanted.supervised.label)
-            found += _seeds(study, spec, size)
+            found += _seeds(grid, spec, size)
     if wanted.raw:
         spec = _spec(study, "raw", sizes[0], data, plain)
-        found.append(_reference(study, spec, "raw", study.file.seeds[0]))
+        found.append(_reference(grid, spec, "raw", study.file.seeds[0]))
     return found
 
 
@@ -78,10 +80,17 @@ def _spec(study: Study, arm: Arm, size: str, data: DataSpec, training: Training)
     return run_spec(study, arm, size, data, training)
 
 
-def _seeds(study: Study, spec: RunSpec, size: str) -> list[Reference]:
-    return [_reference(study, spec, size, seed) for seed in study.file.seeds]
+def _seeds(grid: Grid, spec: RunSpec, size: str) -> list[Reference]:
+    return [_reference(grid, spec, size, seed) for seed in grid.study.file.seeds]
 
 
-def _reference(study: Study, spec: RunSpec, size: str, seed: int) -> Reference:
-    run = reference_run(msgspec.structs.replace(spec, seed=seed), study.file.convention)
-    return Reference(run=run, size=size)
+def _reference(grid: Grid, spec: RunSpec, size: str, seed: int) -> Reference:
+    spec = msgspec.structs.replace(spec, seed=seed)
+    hours = None
+    if not spec.steps:
+        hours = 0.0
+    elif grid.bases.site is not None:
+        from sweeps.machine_time import run_gpu_hours
+
+        hours = run_gpu_hours(spec, grid.bases.site)
+    return Reference(run=reference_run(spec, grid.study.file.convention, hours), size=size)

@@ -32,9 +32,10 @@ class Run:
     spec: RunSpec
     step: Cost
     cache: Cost
-    gpu_seconds: float | None
+    gpu_hours: float | None  # of its own steps and cached targets
     level: int  # how many runs have to be done one after the other before it
-    budgets: set[int] = field(default_factory=set)
+    budgets: set[int] = field(default_factory=set)  # places of those whose cells need it
+    ends: set[int] = field(default_factory=set)  # places of those whose cells end in it
 
     @property
     def own_steps(self) -> int:
@@ -83,7 +84,8 @@ class Schedule:
             for point, seed in pairs:
                 self._branch(self.grid.base_of(point), self._steps(point), self.above(point, seed), seed)
             for point, seed in pairs:
-                self._trunk(self.grid.base_of(point), self.above(point, seed), seed)
+                trunk = self._trunk(self.grid.base_of(point), self.above(point, seed), seed)
+                trunk.budgets.add(int(self.grid.budget[point]))
 
     def _steps(self, point: int) -> int:
         return int(self.grid.steps[point])
@@ -181,13 +183,14 @@ class Schedule:
             )
         )
         if run_id not in self.runs:
+            own_steps = spec.steps - (0 if trunk is None else trunk.step)
             self.runs[run_id] = Run(
                 run_id=run_id,
                 role=role,
                 spec=spec,
                 step=base.step,
-                cache=Cost(convention=base.step.convention) if role == "trunk" else base.cache,
-                gpu_seconds=base.gpu_seconds,
+                cache=base.cache,
+                gpu_hours=base.gpu_hours(own_steps),
                 level=level,
             )
         return self.runs[run_id]
@@ -297,7 +300,7 @@ def full_spec(
     )
 
 
-def reference_run(spec: RunSpec, convention: Convention) -> Run:
+def reference_run(spec: RunSpec, convention: Convention, gpu_hours: float | None) -> Run:
     """A run beside the budgets."""
     return Run(
         run_id=spec_id(spec),
@@ -305,6 +308,6 @@ def reference_run(spec: RunSpec, convention: Convention) -> Run:
         spec=spec,
         step=step_cost(base_of(spec), convention),
         cache=cache_cost(base_of(spec), convention),
-        gpu_seconds=None,
+        gpu_hours=gpu_hours,
         level=0,
     )

@@ -10,6 +10,7 @@ from salt.errors import UserError
 from sweeps.cell_names import CellNames
 from sweeps.config import SeedsHere
 from sweeps.grid import Grid
+from sweeps.teachers import Stage, TeacherWay
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +26,14 @@ def seed_sets(grid: Grid, points: NDArray[np.int64]) -> tuple[list[tuple[int, ..
     chosen = np.zeros(len(points), dtype=np.int64)
     for number, extra in enumerate(file.extra_seeds):
         here = _matches(grid, points, extra.where, f"extra_seeds[{number}].where")
+        where = f"{grid.study.path}: extra_seeds[{number}].where"
         if not here.any():
+            raise UserError(f"{where}: no cell of the plan is meant by it; widen it")
+        on_teacher = extra.where.teachers is not None or extra.where.teacher_share is not None
+        if on_teacher and not (here & (grid.teacher[points] >= 0)).any():
             raise UserError(
-                f"{grid.study.path}: extra_seeds[{number}].where: no cell of the plan is meant by it; widen "
-                "it"
+                f"{where}: no cell with such a teacher is meant by it, only its baselines; name teachers and "
+                "shares of arms.salt"
             )
         chosen |= here.astype(np.int64) << number
     bits, places = np.unique(chosen, return_inverse=True)
@@ -98,20 +103,41 @@ def _near_frontier(grid: Grid, points: NDArray[np.int64], file: str, place: str)
 
 
 def _coordinates(grid: Grid, points: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places along budget, student, teacher's size, teacher's length and swept fields, int64 [points, 5]."""
+    """Places along budget, student, teacher's size, teacher's length and all else, int64 [points, 6].
+
+    Budgets and lengths count in the order of their values, sizes in that of the study file.
+    """
     import numpy as np
 
     sizes = [list(dict.fromkeys(way.size for way in axes.teachers)) for axes in grid.axes]
-    lengths = [list(dict.fromkeys(str(w.stages[-1]) for w in axes.teachers)) for axes in grid.axes]
-    size, length = np.zeros((2, len(points)), dtype=np.int64)
+    lengths = [sorted({_length(way.stages[-1]) for way in axes.teachers}) for axes in grid.axes]
+    others = [list(dict.fromkeys(_all_else(way) for way in axes.teachers)) for axes in grid.axes]
+    size, length, other = np.zeros((3, len(points)), dtype=np.int64)
     for arm, axes in enumerate(grid.axes):
         if axes.teachers:
             mine = grid.arm[points] == arm
             ways = grid.teacher[points][mine]
             size[mine] = np.array([sizes[arm].index(way.size) for way in axes.teachers])[ways]
-            length[mine] = np.array([lengths[arm].index(str(way.stages[-1])) for way in axes.teachers])[ways]
-    columns = [grid.budget[points], grid.student[points], size, length, grid.change[points] * 2]
-    return np.stack(columns, axis=1)  # another swept value is no neighbour
+            places = [lengths[arm].index(_length(way.stages[-1])) for way in axes.teachers]
+            length[mine] = np.array(places)[ways]
+            other[mine] = np.array([others[arm].index(_all_else(way)) for way in axes.teachers])[ways]
+    rank = np.argsort(np.argsort(grid.study.budgets))
+    columns = [rank[grid.budget[points]], grid.student[points], size, length]
+    # Another swept value or other stages before the last are no neighbours.
+    return np.stack([*columns, grid.change[points] * 2, other * 2], axis=1)
+
+
+def _length(stage: Stage) -> tuple[str, float, int]:
+    """What a teacher may cost, in an order in which its kind comes first."""
+    for kind, value in (("share", stage.share), ("flops", stage.flops), ("steps", stage.steps)):
+        if value is not None:
+            return kind, float(value), stage.run_steps or 0
+    raise AssertionError("a stage has a share, FLOPs or steps")
+
+
+def _all_else(way: TeacherWay) -> str:
+    """Of a teacher, all but the size and the length of its last stage."""
+    return repr((way.stages[:-1], way.changes))
 
 
 def _frontier_names(path: Path, place: str) -> set[str]:

@@ -76,7 +76,7 @@ def _row(draft: Draft, place: int) -> Row:
     own_charged = charged_flops(own, None, charge, students)
     inference = [flops[name] for name in ("teacher_forward", "teacher_cache") if name in flops]
     predictor = [flops[name] for name in ("predictor", "decoder") if name in flops]
-    own_hours = None if base.gpu_seconds is None else base.gpu_seconds * steps / 3600
+    own_hours = base.gpu_hours(steps)
     teacher_hours = draft.teacher_gpu_hours(group)
     return Row(
         cell=draft.names.name(

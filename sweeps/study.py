@@ -62,14 +62,18 @@ class Study:
 
     @functools.cached_property
     def least_steps(self) -> int:
-        """The fewest steps of a run: the file's, and under `schedule: wsd` enough for the cooldown to begin
-        after a warmup that a recipe gives in steps.
+        """The fewest steps of a run: the file's, and under `schedule: wsd` one each of trunk and cooldown, or
+        enough for the cooldown to begin after a warmup that a recipe gives in steps.
         """
         least = self.file.minimum_steps
-        if self.file.schedule == "wsd" and self.rules is not None and self.rules.depends_on_steps:
-            many = 10**6
-            optim = self.training("pixel", self.file.students[0], steps=many).optim
-            least = max(least, math.ceil(optim.warmup_share * many / (1 - self.file.cooldown_share)) + 1)
+        if self.file.schedule != "wsd":
+            return least
+        least = max(least, 2)
+        many = 10**6
+        size = self.file.students[0]
+        now, later = (self.training("pixel", size, steps=n).optim.warmup_share for n in (many, 2 * many))
+        if now != later:  # else the study sets a share of its own
+            least = max(least, math.ceil(now * many / (1 - self.file.cooldown_share)) + 1)
         return least
 
     def source(self, split: str, probe: str | None = None) -> Source:
@@ -182,7 +186,7 @@ def load_study(
     """
     data = _read(path) if data is None else data
     raw = parse_yaml(data, path)
-    _refuse_resolutions(raw, path)
+    _refuse_arms(raw, path)
     file = decode(raw, StudyFile, f"{path}: ")
     if file.quick:
         quick_file = decode(overlay(raw, file.quick), StudyFile, f"{path}: (with quick) ")
@@ -226,10 +230,17 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the study file: {error.strerror}") from error
 
 
-def _refuse_resolutions(raw: dict[str, Any], path: Path) -> None:
-    """Arms of different resolutions are how a published comparison went wrong; they are no option here."""
+def _refuse_arms(raw: dict[str, Any], path: Path) -> None:
+    """Refuse arms that are named and left empty, which would be no arms, and arms with a resolution.
+
+    Arms of different resolutions are how a published comparison went wrong; they are no option here.
+    """
     arms = raw.get("arms")
     for arm, config in arms.items() if isinstance(arms, dict) else ():
+        if config is None:
+            raise UserError(
+                f"{path}: arms.{arm}: nothing is given; write `{arm}: {{}}`, or leave the arm out"
+            )
         for key in ("clip", "crop_px", "frames", "model"):
             if isinstance(config, dict) and key in config:
                 raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from salt.specs import ARMS, ObjectiveSpec, OptimSpec
@@ -32,14 +33,15 @@ def problems_of(study: Study) -> list[str]:
         if config is not None:
             problems += _unknown_sizes(study, f"arms.{arm}.students", config.students or ())
             problems += _repeated(f"arms.{arm}.students", config.students or ())
+            if config.students == ():
+                problems.append(f"arms.{arm}.students: none is given; name some, or leave the key out")
             problems += _sweep_problems(study, f"arms.{arm}.sweep", config.sweep)
     if file.arms.salt is not None:
         problems += _teacher_problems(study, file.arms.salt)
     problems += _schedule_problems(study)
     if file.references.supervised is not None:
-        problems += _unknown_sizes(
-            study, "references.supervised.students", file.references.supervised.students
-        )
+        place, names = "references.supervised.students", file.references.supervised.students
+        problems += _unknown_sizes(study, place, names) + _repeated(place, names)
     problems += _repeated("probes: name", tuple(probe.name for probe in file.probes))
     known = {*file.seeds, *(seed for extra in file.extra_seeds for seed in extra.seeds)}
     for probe in file.probes:
@@ -66,6 +68,7 @@ def _budget_problems(study: Study) -> list[str]:
     if not study.budgets:
         return [f"{key}: give at least one budget, as `match: {file.match}` asks"]
     problems = _repeated(key, study.budgets)
+    problems += [f"{key}: {value:g} is below one step" for value in study.budgets if not value]
     if study.match == "flops":
         problems += [f"{key}: {value!r} is not a whole number" for value in study.budgets if value % 1]
     if study.match == "gpu-hours" and file.site is None:
@@ -114,6 +117,8 @@ def _schedule_problems(study: Study) -> list[str]:
     sections = {"optim": file.optim} | {
         f"arms.{arm}.optim": config.optim for arm in ARMS if (config := study.arm(arm)) is not None
     }
+    if file.references.supervised is not None:
+        sections["references.supervised.optim"] = file.references.supervised.optim
     for place, section in sections.items():
         if "schedule" in section:
             problems.append(
@@ -144,6 +149,12 @@ def _sweep_problems(study: Study, where: str, sweep: dict[str, list[Any]]) -> li
     valid = [f"optim.{name}" for name in fields] + ["masks"]
     valid += [f"objective.{name}" for name in ObjectiveSpec.__struct_fields__]
     problems = [unknown_name(where, field, valid) for field in sweep if field not in valid]
+    # Names of cells hold them.
+    problems += [
+        f"mask_sets.{name}: a set's name is made of letters, digits, `_` and `.`"
+        for name in sweep.get("masks", ())
+        if isinstance(name, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name)
+    ]
     for field, values in sweep.items():
         if not values:
             problems.append(f"{where}.{field}: give at least one value")

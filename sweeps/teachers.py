@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sweeps.bases import Base, Bases
+from sweeps.bases import Base, Bases, whole_steps
 from sweeps.config import SaltConfig, StageConfig
 from sweeps.study import Study, steps_number
 
@@ -154,14 +154,16 @@ class TeacherTable:
             if base.fit is not None and base.fit.problem is not None:
                 self.verdict[:, column] |= DOES_NOT_FIT
             if stage.steps is not None:
-                steps = np.full(len(budgets), stage.steps, dtype=np.int64)
+                wanted = np.full(len(budgets), float(stage.steps))
             elif stage.flops is not None:
-                price = max(1, base.step_flops)
-                steps = np.full(len(budgets), round(max(0, stage.flops - base.cache_flops) / price))
+                left = max(0, stage.flops - base.cache_flops)
+                wanted = np.full(len(budgets), left / max(1, base.step_flops))
             else:
                 assert stage.share is not None
-                asked = stage.share * budgets - base.unit_cache
-                steps = np.maximum(np.rint(asked / base.unit_price), 0).astype(np.int64)
+                wanted = (stage.share * budgets - base.unit_cache) / base.unit_price
+            steps = whole_steps(
+                wanted, not base.problems, f"{self.study.path}: arms.salt: teacher {stage.size}"
+            )
             self.stage_steps[level, :, column] = steps
             self.spent[:, column] += steps * base.unit_price + base.unit_cache
             few = (steps < self.study.least_steps) & (not base.problems)
@@ -192,14 +194,15 @@ class TeacherTable:
         self.groups = len(numbers)
         self.students = np.zeros(self.groups, dtype=np.int64)
 
-    def by_group(self, per_step: dict[int, float]) -> NDArray[np.float64]:
-        """Sum over the stages of steps x a value of the stage's base, by group, float64 [groups]."""
+    def by_group(self, per_step: dict[int, float], once: dict[int, float]) -> NDArray[np.float64]:
+        """Sum over the stages of steps x a value of its base, and another value once, float64 [groups]."""
         import numpy as np
 
         total = np.zeros(self.spent.shape)
         for column, bases in enumerate(self.bases):
             for level, base in enumerate(bases):
                 total[:, column] += self.stage_steps[level, :, column] * per_step[base.number]
+                total[:, column] += once[base.number]
         budgets, ways = np.array(self.members).T
         by_member: NDArray[np.float64] = total[budgets, ways]
         return by_member

@@ -77,7 +77,7 @@ def _few(who: str, size: str, steps: int, price: float, study: Study) -> str:
     if steps < study.file.minimum_steps:
         least = f"below minimum_steps {study.file.minimum_steps}"
     else:
-        least = f"below {study.least_steps}: its cooldown would begin within the recipe's warmup"
+        least = f"below {study.least_steps}, the fewest of a trunk's warmup and a cooldown"
     return f"too small: {steps} steps for the {who}{size} is {least}"
 
 

@@ -17,8 +17,10 @@ from salt.errors import UserError
 from salt.flops import step_cost
 from salt.plans import read_plan
 from sweeps.budgets import parse_budgets
+from sweeps.default_study import PATH, default_study
 from sweeps.design import warnings_of
-from sweeps.plan import draft_plan
+from sweeps.plan import build_plan, draft_plan
+from sweeps.study import load_study
 from tests.console import ROOT
 from tests.plan_kit import BASE, drafted, study, study_bytes
 
@@ -34,6 +36,60 @@ def refusal(**changes: Any) -> str:
     with pytest.raises(UserError) as caught:
         drafted(**changes)
     return str(caught.value)
+
+
+def supervised(**changes: Any) -> dict[str, Any]:
+    """References with training on labels."""
+    section = {"label": "motion", "steps": 10, "students": ["nano"]} | changes
+    return {"random": False, "raw": False, "supervised": section}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"match": "steps"}, ["budgets_flops", "match: steps"]),
+        ({"budgets_flops": None, "match": "steps"}, ["budgets_steps", "at least one"]),
+        ({"match": "gpu-hours", "budgets_flops": None, "budgets_gpu_hours": [1.0]}, ["site"]),
+        ({"arms": {"vjepa": {"clip": {"crop_px": 30}}}}, ["arms.vjepa.clip", "one resolution"]),
+        ({"targets": "cached(2)"}, ["targets"]),
+        ({"schedule": "wsd", "recipe": "salt@1"}, ["salt@1", "wsd"]),
+        ({"recipe": "salt@7"}, ["salt@7"]),
+        ({"optim": {"schedule": "constant"}}, ["optim.schedule", "top level"]),
+        ({"arms": {"salt": {"teachers": ["nano"]}}}, ["teacher_share"]),
+        ({"arms": {"salt": {"chains": [[{"teacher": "nano"}]]}}}, ["chains[0][0]", "share, flops, steps"]),
+        ({"extra_seeds": [{"seeds": [0], "where": {"students": ["nano"]}}]}, ["extra_seeds[0]", "[0]"]),
+        ({"extra_seeds": [{"seeds": [1], "where": {"students": ["tiny"]}}]}, ["extra_seeds[0]", "no cell"]),
+        # Its baselines alone would get the seeds.
+        (
+            {"extra_seeds": [{"seeds": [1], "where": {"teachers": ["micro"]}}]},
+            ["no cell with such a teacher"],
+        ),
+        ({"extra_seeds": [{"seeds": [1], "where": {"teacher_share": [0.2]}}]}, ["only its baselines"]),
+        ({"arms": {"pixel": None, "vjepa": {}}}, ["arms.pixel", "`pixel: {}`"]),
+        ({"arms": {"pixel": {"students": []}}}, ["arms.pixel.students", "none is given"]),
+        ({"match": "steps", "budgets_flops": None, "budgets_steps": ["0k"]}, ["budgets_steps", "below one"]),
+        ({"budgets_flops": [1e40], "arms": {"pixel": {}}}, ["arm pixel", "9.1e+31 steps", "more than 1e+15"]),
+        ({"arms": {"salt": {"teachers": ["nano"], "teacher_flops": [1e40]}}}, ["teacher nano", "1e+15"]),
+        ({"arms": {"salt": {"teachers": ["nano"], "teacher_steps": [10**18]}}}, ["teacher nano", "1e+15"]),
+        (
+            {"schedule": "wsd", "arms": {"salt": {"chains": [[{"teacher": "nano", "steps": 60}]]}}},
+            ["chains", "schedule: cosine"],
+        ),
+        (
+            {"schedule": "wsd", "match": "steps", "budgets_flops": None, "budgets_steps": [1]},
+            ["1 steps for the student is below 2"],
+        ),
+        ({"mask_sets": {"a/b": [{}]}, "arms": {"pixel": {"sweep": {"masks": ["a/b"]}}}}, ["mask_sets.a/b"]),
+        ({"references": supervised(students=["nano", "nano"])}, ["supervised.students", "twice"]),
+        ({"references": supervised(optim={"schedule": "cooldown"})}, ["supervised.optim.schedule"]),
+        ({"references": supervised(optim={"batch_clips": 9000})}, ["supervised", "9000 clips", "8192"]),
+        ({"arms": {"pixel": {"sweep": {"masks": ["tube"]}}}}, ["masks", "'tube'"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes: dict[str, Any], words: list[str]) -> None:
+    text = refusal(**changes)
+    for word in words:
+        assert word in text
 
 
 def test_every_width_that_heads_do_not_divide_is_listed_at_once(tmp_path: Path) -> None:
@@ -71,15 +127,13 @@ def test_budgets_that_make_no_sense_get_their_verdicts_together() -> None:
     pixel = next(cell for cell in plan.cells if cell.arm == "pixel" and cell.student == "nano")
     step = step_cost(specs[pixel.run_id]).total_flops
     teacher = {"teachers": ["nano"], "teacher_flops": [200e9]}
-    draft, _ = drafted(
+    _, left = drafted(
         arms={"pixel": {}, "salt": teacher},
         students=["nano"],
         budgets_flops=[step // 2, 200_000_000_000, 182_000_000_000, 400_000_000_000],
         bad_cells="leave_out",
     )
-    verdicts = {
-        (refused.cell.split("-")[0], refused.budget): refused.verdicts for refused in read_back(draft)
-    }
+    verdicts = {(refused.cell.split("-")[0], refused.budget): refused.verdicts for refused in left.refused}
     assert verdicts["pixel", step // 2] == ("too small",)
     for budget in (step // 2, 200e9, 182e9):
         assert "teacher exceeds budget" in verdicts["salt", budget]
@@ -95,10 +149,16 @@ def test_budgets_that_make_no_sense_get_their_verdicts_together() -> None:
     assert "a batch of 16 clips is larger than the training list of 1" in text
 
 
-def read_back(draft: Any) -> tuple[Any, ...]:
-    from salt.plans import decode_plan
-
-    return decode_plan(b"".join(draft.lines())).refused
+@pytest.mark.parametrize("budget", [1e21, 1e25])
+def test_what_cannot_be_built_has_no_price_at_any_budget(budget: float) -> None:
+    """No number is made of it, so none can overflow: warnings are errors here."""
+    odd = {"odd": {"width": 50, "depth": 2, "heads": 3, "mlp_width": 200}}
+    for arms, students in (
+        ({"pixel": {}}, ["odd"]),
+        ({"salt": {"teachers": ["odd"], "teacher_share": [0.3], "teacher_flops": [1e20]}}, ["vit_gg"]),
+    ):
+        text = refusal(budgets_flops=[budget], sizes=odd, students=students, arms=arms)
+        assert "every cell below: size odd: 3 heads do not divide the width 50" in text
 
 
 def test_one_teacher_for_four_students_is_charged_as_the_rule_says() -> None:
@@ -129,9 +189,43 @@ def test_budgets_of_the_command_line() -> None:
     assert parse_budgets(["1e21"]) == (1e21,)
     assert parse_budgets(["1e20,3e20", "1e21", "1e20"]) == (1e20, 3e20, 1e21)
     assert parse_budgets(["1e19:1e21:5"]) == (1e19, 3.16e19, 1e20, 3.16e20, 1e21)
-    for bad in ("", "x", "0", "-1", "nan", "inf", "1e20:1e19:3", "1:2", "1:2:1", "1e20,", "1:2:3:4"):
+    for bad in (
+        "",
+        "x",
+        "0",
+        "-1",
+        "nan",
+        "inf",
+        "1e20:1e19:3",
+        "1:2",
+        "1:2:1",
+        "1e20,",
+        "1:2:3:4",
+        "1:2:\u00b2",
+    ):
         with pytest.raises(UserError, match="--budget"):
             parse_budgets([bad])
+
+
+def test_a_plan_is_found_again_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that look like something else: a quick plan, a folder; and budgets in the unit of `quick`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SALT_STORE", str(tmp_path / "store"))
+    Path("a.yaml").write_bytes(study_bytes(name="my-quick", arms={"pixel": {}}))
+    quick = {"match": "steps", "budgets_flops": [], "budgets_steps": [10]}
+    Path("b.yaml").write_bytes(study_bytes(name="b", arms={"pixel": {}}, quick=quick))
+    Path("my-quick").mkdir()
+    sweep("plan", "a.yaml")
+    assert json.loads(sweep("plan", "my-quick", "--json")[0])["written"] == "unchanged"
+    steps = {cell["steps"] for cell in planned("plan", "b.yaml", "--quick", "--budget", "20")}
+    assert steps == {20}
+    assert {cell["steps"] for cell in planned("plan", "b-quick")} == {20}  # options are remembered
+    assert {cell["steps"] for cell in planned("plan", "b-quick", "--budget", "30")} == {30}
+
+
+def planned(*argv: str) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads(sweep(*argv, "--json")[0])["cells"]
+    return cells
 
 
 def test_the_papers_question_needs_no_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,11 +251,13 @@ def test_the_papers_question_needs_no_study_file(tmp_path: Path, monkeypatch: py
     lines = [line.rstrip() for line in out.splitlines() if not line.startswith(("warning", "new: "))]
     assert max(len(line) for line in lines) <= 120
     assert "\u2026" not in out  # nothing is cut
-    # The file it wrote plans to the same runs and cells.
+    # The file it wrote plans to the same bytes, but for the folder that its paths would be relative to.
     written = store / "plans" / "paper" / "study.yaml"
     text, _ = sweep("plan", str(written), "--store", str(tmp_path / "again"), "--json")
-    again = read_plan(tmp_path / "again", "paper")
-    assert (again.runs, again.cells) == (plan.runs, plan.cells)
+    data = [(place / "plans" / "paper" / "plan.jsonl").read_bytes() for place in (store, tmp_path / "again")]
+    folders = [json.loads(lines.splitlines()[0])["execution"].pop("folder") for lines in data]
+    assert folders[1] == str(written.parent)
+    assert data[0].replace(folders[0].encode(), b"", 1) == data[1].replace(folders[1].encode(), b"", 1)
     answer = json.loads(text)
     row = next(r for r in answer["cells"] if r["arm"] == "salt")
     parts = ("teacher_charged_flops", "inference_flops", "encoder_flops", "predictor_flops")
@@ -172,11 +268,56 @@ def test_the_papers_question_needs_no_study_file(tmp_path: Path, monkeypatch: py
     assert not (store / "runs").exists()
 
 
+def test_matching_steps_in_the_papers_convention_gives_its_allocation_table() -> None:
+    """ViT-L, 80k + 160k steps: 0.241 and 0.951 e21 FLOPs (arXiv 2509.24317, table on allocation)."""
+    text = default_study((1e21,)).decode()
+    text = text.replace("budgets_flops: [1e+21]", "match: steps\nconvention: paper\nbudgets_steps: [240k]")
+    text = text.replace("teachers: [vit_b, vit_l, vit_h]\n", "teachers: [vit_l]\n")
+    text = text.replace("teacher_share: [0.05, 0.1, 0.2, 0.4]", "teacher_steps: [80k, 40k]")
+    text = text.replace("students: [vit_l, vit_h, vit_g, vit_gg]", "students: [vit_l]")
+    text = text.replace(", teacher_share: [0.1]", "")
+    assert "budgets_steps" in text
+    plan = build_plan(load_study(PATH, data=text.encode()))
+    cell = next(c for c in plan.cells if c.teacher_steps == 80_000)
+    assert cell.teacher_cost is not None
+    assert round(cell.teacher_cost.total_flops / 1e21, 4) == 0.2418
+    assert round(cell.cost.total_flops / 1e21, 4) == 0.9507
+    vjepa = next(c for c in plan.cells if c.arm == "vjepa")
+    assert round(vjepa.cost.total_flops / 1e21, 3) == 1.426
+    assert cell.residual == vjepa.residual == 0
+    assert cell.budget_flops == cell.charged_flops  # each stands at its own cost
+
+
+def test_a_recipe_rules_what_the_study_does_not() -> None:
+    text = default_study((1e21,)).decode()
+    for recipe, warmup in (("salt@1", None), ("salt-2509@1", 10_000)):
+        data = text.replace("recipe: salt@1", f"recipe: {recipe}\noptim: {{beta2: 0.9}}").encode()
+        plan = build_plan(load_study(PATH, data=data))
+        for run in plan.runs:
+            if run.role == "reference":
+                continue
+            share = 1 / 24 if warmup is None else min(1.0, warmup / run.spec.steps)
+            assert run.spec.optim.warmup_share == pytest.approx(share, rel=1e-9)
+            assert (run.spec.optim.lr, run.spec.optim.beta2) == (6.25e-4, 0.9)
+
+
 def test_planning_loads_no_torch_and_depends_on_no_hash_seed(tmp_path: Path) -> None:
     code = (
-        "import sys, salt_cli; code = salt_cli.run('salt-sweep', sys.argv[1:]);"
+        "import sys, salt_cli; code = salt_cli.run('salt-sweep', sys.argv[1:]) or"
+        " salt_cli.run('salt-sweep', ['plan', 'kit.yaml', *sys.argv[4:]]);"
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules; sys.exit(code)"
     )
+    lengths = {"teachers": ["nano", "micro"], "teacher_steps": [50, 100], "sweep": {"optim.lr": [1e-3, 2e-3]}}
+    data = study_bytes(
+        schedule="wsd",
+        charge="shared",
+        bad_cells="leave_out",
+        minimum_steps=80,
+        arms={"pixel": {}, "vjepa": {}, "salt": lengths},
+        extra_seeds=[{"seeds": [3, 1], "where": {"arms": ["salt", "pixel"]}}],
+        references={},
+    )
+    (tmp_path / "kit.yaml").write_bytes(data)
     hashes = set()
     for seed in ("1", "2"):
         argv = ["plan", "--budget", "1e20", "--store", str(tmp_path / seed), "--json"]
@@ -188,8 +329,10 @@ def test_planning_loads_no_torch_and_depends_on_no_hash_seed(tmp_path: Path) -> 
             env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed, "PATH": ""},
         )
         assert done.returncode == 0, done.stderr
-        hashes.add(json.loads(done.stdout)["sha256"])
-    assert len(hashes) == 1
+        answers = done.stdout.replace("}\n{", "}\0{").split("\0")
+        hashes.add(tuple(json.loads(answer)["sha256"] for answer in answers))
+    (both,) = hashes
+    assert len(both) == 2
 
 
 def test_warnings_name_what_is_weak_and_nothing_else() -> None:
