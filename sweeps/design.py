@@ -55,9 +55,10 @@ def _sizes(draft: Draft) -> list[str]:
     import numpy as np
 
     grid, kept = draft.grid, draft.kept
-    counts = np.zeros((len(grid.study.budgets), len(grid.axes)), dtype=np.int64)
-    places = np.unique(np.stack([grid.budget[kept], grid.arm[kept], grid.student[kept]]), axis=1)
-    np.add.at(counts, (places[0], places[1]), 1)
+    most = max(len(axes.students) for axes in grid.axes)
+    left = np.zeros((len(grid.study.budgets), len(grid.axes), most), dtype=bool)
+    left[grid.budget[kept], grid.arm[kept], grid.student[kept]] = True
+    counts = left.sum(axis=2)
     # A budget without any cell is told with the budgets.
     few = (counts < 3) & (counts.sum(axis=1) > 0)[:, None]
     if not few.any():
@@ -83,14 +84,15 @@ def _shares(draft: Draft) -> list[str]:
     grid, table = draft.grid, draft.grid.table
     if table is None or grid.study.file.charge == "none":
         return []
-    pairs = np.unique(np.stack([grid.teacher[draft.kept], grid.budget[draft.kept]]), axis=1).T
+    taught = draft.kept[grid.teacher[draft.kept] >= 0]
+    left = np.zeros((len(table.ways), len(grid.study.budgets)), dtype=bool)
+    left[grid.teacher[taught], grid.budget[taught]] = True
     shares: dict[str, dict[int, set[float]]] = {}
-    for column, place in pairs.tolist():
-        if column >= 0:
-            chain = ">".join(stage.size for stage in table.ways[column].stages)
-            # To two digits: whole steps of swept teachers come out a little apart.
-            share = float(f"{draft.shares[place][column]:.2g}")
-            shares.setdefault(chain, {}).setdefault(place, set()).add(share)
+    for column, place in zip(*(places.tolist() for places in np.nonzero(left)), strict=True):
+        chain = ">".join(stage.size for stage in table.ways[column].stages)
+        # To two digits: whole steps of swept teachers come out a little apart.
+        share = float(f"{draft.shares[place][column]:.2g}")
+        shares.setdefault(chain, {}).setdefault(place, set()).add(share)
     bad = []
     for chain, by_budget in shares.items():
         places = [place for place, found in sorted(by_budget.items()) if not _brackets(draft, found)]
@@ -188,7 +190,7 @@ def _cosine_warmups(draft: Draft) -> list[tuple[float, int]]:
     kinds = {
         (base_of(run.spec), run.spec.steps * on_steps): run.spec.optim.warmup_share for run in draft.others
     }
-    keys = np.stack([grid.base[points], grid.steps[points] * on_steps], axis=1)
+    keys = np.stack([grid.base[points], grid.steps[points]], axis=1) if on_steps else grid.base[points]
     _, first = np.unique(keys, axis=0, return_index=True)
     for point in points[first].tolist():
         base, steps = grid.base_of(point), int(grid.steps[point])

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sweeps.memory import Fit
     from sweeps.site import SiteSpec
 
-GIB, TIB = 2**30, 2**40
+GIB = 2**30
+_UNITS = ((2**40, "TiB"), (GIB, "GiB"), (2**20, "MiB"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,10 @@ class Layout:
 
 
 def layouts(draft: Draft) -> list[Layout]:
-    """One layout for each base that students or teachers use, for its longest run; empty without a site."""
+    """One layout for each base that students or teachers use, for its longest run; empty without a site.
+
+    Bases that differ in a swept field alone are often laid out alike, and are then listed once.
+    """
     from sweeps.machine_time import checkpoint_bytes
     from sweeps.memory import propose
 
@@ -54,7 +58,7 @@ def layouts(draft: Draft) -> list[Layout]:
                 checkpoint_bytes=checkpoint_bytes(spec),
             )
         )
-    return found
+    return list(dict.fromkeys(found))
 
 
 def plan_days(draft: Draft) -> list[str]:
@@ -66,14 +70,32 @@ def plan_days(draft: Draft) -> list[str]:
 
     hours = sum(total.gpu_hours or 0.0 for total in draft.totals.values())
     money = price(hours, site)
-    cost = "" if money is None else f", {money:,.0f} {site.currency or ''}".rstrip()
-    how = "measured" if site.measured else "assumed"
+    cost = "" if money is None else f", {_number(money)} {site.currency or ''}".rstrip()
+    count = f"{site.gpu_cap} GPU{'s' if site.gpu_cap != 1 else ''}"
     return [
-        f"At site {site.name} ({site.gpu}): {hours:,.0f} GPU-hours{cost}, at least {days(draft, hours):.1f} "
-        "days on "
-        f"{site.gpu_cap} GPUs (utilisation {how}; no queues, data loading or failures).",
+        f"At site {site.name} ({site.gpu}): {_number(hours)} GPU-hours{cost}, at least "
+        f"{_number(days(draft, hours))} days on {count} (utilisation {_source(draft, site)}; no probes, "
+        "queues, data loading or failures).",
         _disk_sentence(draft),
     ]
+
+
+def _source(draft: Draft, site: SiteSpec) -> str:
+    """Whether the utilisation that the hours rest on was measured, for all encoders that are trained."""
+    encoders = {draft.grid.bases.all[number].spec.model.encoder for number in draft.longest}
+    found = {site.source(encoder) for encoder in encoders}
+    return found.pop() if len(found) == 1 else "measured for some sizes, assumed for others"
+
+
+def _number(value: float) -> str:
+    """Three digits; whole numbers in full."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+def _size(count: float) -> str:
+    """Bytes in the largest unit of which there is one."""
+    size, name = next((unit for unit in _UNITS if count >= unit[0]), _UNITS[-1])
+    return f"{_number(count / size)} {name}"
 
 
 def days(draft: Draft, hours: float) -> float:
@@ -117,11 +139,14 @@ def _disk_sentence(draft: Draft) -> str:
     artefact = max((artefact_bytes(spec) for spec in specs), default=0)
     cached = [cached_target_bytes(spec) for spec in specs if spec.cached_views]
     text = (
-        f"Disk: {KEPT} checkpoints of a running run, each of up to {largest / GIB:.1f} GiB; a finished "
-        f"encoder of up to {artefact / GIB:.1f} GiB"
+        f"Disk: {KEPT} checkpoints of a running run, each of up to {_size(largest)}; a finished encoder of "
+        f"up to {_size(artefact)}"
     )
+    kept = sum(len(run.spec.keep_steps) * checkpoint_bytes(run.spec) for run in draft.others)
+    if kept:
+        text += f"; states that trunks and teachers keep for others {_size(kept)} in all"
     if cached:
-        text += f"; cached targets of one teacher up to {max(cached) / TIB:.1f} TiB"
+        text += f"; cached targets of one teacher up to {_size(max(cached))}"
     return text + "."
 
 
@@ -163,8 +188,8 @@ def layout_table(draft: Draft) -> Table | None:
             str(fit.accumulation_steps),
             "yes" if fit.recompute else "no",
             "yes" if fit.sharded else "no",
-            f"{fit.peak_bytes / GIB:.1f}",
-            f"{fit.hours:.0f}",
-            f"{row.checkpoint_bytes / GIB:.1f}",
+            _number(fit.peak_bytes / GIB),
+            _number(fit.hours),
+            _number(row.checkpoint_bytes / GIB),
         )
     return table
