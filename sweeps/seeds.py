@@ -29,8 +29,7 @@ def seed_sets(grid: Grid, points: NDArray[np.int64]) -> tuple[list[tuple[int, ..
         where = f"{grid.study.path}: extra_seeds[{number}].where"
         if not here.any():
             raise UserError(f"{where}: no cell of the plan is meant by it; widen it")
-        on_teacher = extra.where.teachers is not None or extra.where.teacher_share is not None
-        if on_teacher and not (here & (grid.teacher[points] >= 0)).any():
+        if not _means_a_teacher(grid, extra.where):
             raise UserError(
                 f"{where}: no cell with such a teacher is meant by it, only its baselines; name teachers and "
                 "shares of arms.salt"
@@ -42,6 +41,16 @@ def seed_sets(grid: Grid, points: NDArray[np.int64]) -> tuple[list[tuple[int, ..
         extra_seeds = [s for n, extra in enumerate(file.extra_seeds) if value >> n & 1 for s in extra.seeds]
         sets.append(tuple(dict.fromkeys([*file.seeds, *extra_seeds])))
     return sets, places.astype(np.int64)
+
+
+def _means_a_teacher(grid: Grid, where: SeedsHere) -> bool:
+    """Whether restrictions on the teacher fit one of the study, left out of the plan or not."""
+    ways = [way for axes in grid.axes for way in axes.teachers]
+    return (where.teachers is None and where.teacher_share is None) or any(
+        (where.teachers is None or way.size in where.teachers)
+        and (where.teacher_share is None or way.stages[-1].share in where.teacher_share)
+        for way in ways
+    )
 
 
 def _matches(grid: Grid, points: NDArray[np.int64], where: SeedsHere, place: str) -> NDArray[np.bool_]:

@@ -263,6 +263,9 @@ def test_the_papers_question_needs_no_study_file(tmp_path: Path, monkeypatch: py
     parts = ("teacher_charged_flops", "inference_flops", "encoder_flops", "predictor_flops")
     assert sum(row[name] for name in parts) == row["charged_flops"]
     assert answer["total_flops"] == sum(run.cost.total_flops for run in plan.runs)
+    # At a small budget its extra seeds mean a teacher that is left out: that is no mistake.
+    out, _ = sweep("plan", "--budget", "5e18", "--store", str(tmp_path / "small"))
+    assert "Left out: 55 of 56 cells" in out
     out, err = sweep("submit", "paper", "--store", str(store), code=2)
     assert "only declared" in err
     assert not (store / "runs").exists()
