@@ -127,9 +127,10 @@ def decode_plan(data: bytes, where: str = "plan") -> Plan:
             raise UserError(
                 f"{where}:{number}: {error}; make the plan again with `salt-sweep plan`"
             ) from error
-        except (KeyError, IndexError) as error:
+        except (KeyError, IndexError, AssertionError) as error:
+            what = f"refers to {error}" if str(error) else "needs a run or a header"
             raise UserError(
-                f"{where}:{number}: refers to {error}, which no line before it defines; make the plan again "
+                f"{where}:{number}: {what}, which no line before it defines; make the plan again "
                 "with `salt-sweep plan`"
             ) from error
     if reader.header is None:
