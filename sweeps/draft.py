@@ -16,7 +16,6 @@ import msgspec
 from salt.lists import VideoList
 from salt.plans import (
     BaseNumbers,
-    CellLine,
     PlanHeader,
     ProbeLine,
     RefusedLine,
@@ -27,6 +26,7 @@ from salt.plans import (
 from salt.specs import Cost, ExecSpec, OptimSpec, ProbeSpec, RunSpec
 from sweeps.cell_names import CellNames
 from sweeps.grid import Grid
+from sweeps.plan_lines import cell_lines, pieces, student_lines
 from sweeps.probing import Probing
 from sweeps.references import Reference
 from sweeps.schedule import Run, Schedule
@@ -36,9 +36,6 @@ from sweeps.verdicts import refusals
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-#: Lines that exist as objects at one time.
-CHUNK = 20_000
 
 
 @dataclass(kw_only=True)
@@ -209,9 +206,9 @@ class Draft:
         yield encoder.encode_lines(head)
         yield encoder.encode_lines(others)
         known = {run.run_id for run in self.others}
-        yield from _chunks(encoder, self._student_lines(bases, known))
+        yield from pieces(student_lines(self, bases, known))
         yield encoder.encode_lines([self._other_line(ref.run, bases) for ref in self._distinct_references()])
-        yield from _chunks(encoder, self._cell_lines())
+        yield from pieces(cell_lines(self))
         yield encoder.encode_lines([ref.line() for ref in self.references])
         yield encoder.encode_lines([RefusedLine(refused=refused) for refused in refusals(self.grid)])
 
@@ -255,71 +252,6 @@ class Draft:
         base, steps = self.grid.base_of(point), int(self.grid.steps[point])
         trunk = self.schedule.trunk_of(base, steps, self.schedule.above(point, seed), seed)
         return self.schedule.optim_of(base, steps, trunk)
-
-    def _student_lines(self, bases: BaseNumbers, known: set[str]) -> Iterator[RunLine]:
-        """One line for each run that ends a cell and is not there yet. Written for a million of them."""
-        grid, schedule, all_bases = self.grid, self.schedule, self.grid.bases.all
-        used = [all_bases[number] for number in set(grid.base[self.kept].tolist())]
-        places = {base.number: bases.number(base.spec) for base in used}
-        own = {base.number: bases.own_optim(places[base.number], base.spec.optim) for base in used}
-        largest, taught = max(self.study.budgets), schedule.made
-        varying = schedule.wsd or any(base.recipe_on_steps for base in all_bases)
-        order = self.dearest_first()
-        points = self.kept[order]
-        columns = [column[points].tolist() for column in (grid.base, grid.steps, grid.group, grid.budget)]
-        rows = zip(order.tolist(), self.seeds[order].tolist(), *columns, strict=True)
-        for place, seeds, base_number, steps, group, budget in rows:
-            base, number = all_bases[base_number], places[base_number]
-            arm, at_largest = base.spec.arm, self.study.budgets[budget] == largest
-            for seed, run_id in zip(self.seed_sets[seeds], self.run_ids[place], strict=True):
-                if run_id in known:
-                    continue
-                known.add(run_id)
-                teacher = taught[group, seed].weights if group >= 0 else None
-                trunk, line_optim = None, own[base_number]
-                if varying:
-                    trunk = schedule.trunk_of(base, steps, teacher, seed)
-                    line_optim = bases.own_optim(number, schedule.optim_of(base, steps, trunk))
-                yield RunLine(
-                    run_id=run_id,
-                    role="student",
-                    base=number,
-                    seed=seed,
-                    steps=steps,
-                    probes=self.probing.places(arm, "student", seed, at_largest),
-                    teacher=teacher,
-                    trunk=trunk,
-                    optim=line_optim,
-                )
-
-    def _cell_lines(self) -> Iterator[CellLine]:
-        """One line for each cell, in the order of the grid."""
-        grid, made, shares = self.grid, self.schedule.made, self.shares
-        students = grid.students_per_group.tolist()
-        columns = ("arm", "student", "teacher", "budget", "change", "group", "residual")
-        rows = zip(*(getattr(grid, name)[self.kept].tolist() for name in columns), strict=True)
-        for place, run_ids, row in zip(self.seeds.tolist(), self.run_ids, rows, strict=True):
-            arm, student, teacher, budget, change, group, residual = row
-            name = self.names.name(arm, student, teacher, budget, change)
-            axes = grid.axes[arm]
-            way = axes.teachers[teacher] if teacher >= 0 else None
-            share = shares[budget][teacher] if way is not None else None
-            for seed, run_id in zip(self.seed_sets[place], run_ids, strict=True):
-                taught = made[group, seed] if group >= 0 else None
-                yield CellLine(
-                    cell_id=f"{name}-seed{seed}",
-                    budget=self.study.budgets[budget],
-                    arm=axes.arm,
-                    student=axes.students[student],
-                    seed=seed,
-                    run_id=run_id,
-                    residual=residual,
-                    teacher=None if way is None else way.size,
-                    teacher_share=share,
-                    teacher_run_id=None if taught is None else taught.weights[0],
-                    teacher_students=0 if group < 0 else students[group],
-                    stages=() if taught is None else taught.stages,
-                )
 
     @property
     def run_count(self) -> int:
@@ -373,13 +305,6 @@ class Draft:
             [spent / budget if share is None else share for share, spent in zip(asked, row, strict=True)]
             for budget, row in zip(self.study.budgets, table.spent.tolist(), strict=True)
         ]
-
-
-def _chunks(encoder: msgspec.json.Encoder, lines: Iterator[Any]) -> Iterator[bytes]:
-    from itertools import islice
-
-    while chunk := list(islice(lines, CHUNK)):
-        yield encoder.encode_lines(chunk)
 
 
 def teacher_cost(draft: Draft, group: int) -> Cost | None:

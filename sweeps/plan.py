@@ -53,6 +53,7 @@ def _no_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # what is kept now is not looked at again either
         if on:
             gc.enable()
 
