@@ -135,15 +135,8 @@ def decode_plan(data: bytes, where: str = "plan") -> Plan:
             ) from error
     if reader.header is None:
         raise UserError(f"{where}: no plan header; make the plan again with `salt-sweep plan`")
-    header = reader.header
     return Plan(
-        name=header.name,
-        study_sha256=header.study_sha256,
-        convention=header.convention,
-        charge=header.charge,
-        match=header.match,
-        execution=header.execution,
-        overrides=header.overrides,
+        **msgspec.structs.asdict(reader.header),
         probes=reader.probes,
         runs=tuple(reader.runs.values()),
         cells=tuple(reader.cells),
@@ -312,17 +305,8 @@ def encode_lines(lines: Iterable[Any]) -> bytes:
 
 def encode_plan(plan: Plan) -> bytes:
     """The bytes of `plan.jsonl`."""
-    lines: list[PlanLine] = [
-        PlanHeader(
-            name=plan.name,
-            study_sha256=plan.study_sha256,
-            convention=plan.convention,
-            charge=plan.charge,
-            match=plan.match,
-            execution=plan.execution,
-            overrides=plan.overrides,
-        )
-    ]
+    header = {name: getattr(plan, name) for name in PlanHeader.__struct_fields__}
+    lines: list[PlanLine] = [PlanHeader(**header)]
     probe_ids = sorted(plan.probes)
     lines += [ProbeLine(probe_id=name, spec=plan.probes[name]) for name in probe_ids]
     bases = BaseNumbers()

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from salt.errors import UserError
+from salt.flops import run_cost
 from salt.plans import plan_dir
 from salt.specs import Plan, RunSpec, Spec
-from salt.store import pretty_json, read_json, write_atomically
+from salt.store import file_sha256, pretty_json, read_json, write_atomically
 from sweeps.draft import Draft
 
 
@@ -27,18 +28,26 @@ def audit_bases(draft: Draft) -> None:
     Raises:
         UserError: a part of the closed form and the count differ by more than the audit's tolerance.
     """
-    _audit(draft.study.name, [spec for spec in draft.base_specs() if spec.arm not in ("random", "raw")])
+    _audit(draft.study.name, draft.base_specs())
 
 
 def audit_plan(store: Path, plan: Plan) -> None:
-    """Audit a written plan unless these very bytes have passed before; see `audit_bases`."""
-    import hashlib
+    """Audit a written plan unless these very bytes have passed before; see `audit_bases`.
 
+    Its own prices are held to the closed form first: the file may be edited, or of another version.
+    """
     folder = plan_dir(store, plan.name)
-    digest = hashlib.sha256((folder / "plan.jsonl").read_bytes()).hexdigest()
+    digest = file_sha256(folder / "plan.jsonl")
     record = folder / "audit.json"
     if record.exists() and read_json(record, AuditRecord).plan_sha256 == digest:
         return
+    for run in plan.runs:
+        price = run_cost(run.spec, plan.convention)
+        if run.cost != price:
+            raise UserError(
+                f"plan {plan.name}: run {run.run_id} is priced at {run.cost.total_flops} FLOPs, and costs "
+                f"{price.total_flops}: the plan was edited, or made by another version; plan again"
+            )
     _audit(plan.name, [run.spec for run in plan.runs])
     record_audit(folder, digest)
 
@@ -54,7 +63,6 @@ def _audit(name: str, specs: Iterable[RunSpec]) -> None:
     problems = audit_problems(list(specs))
     if problems:
         raise UserError(
-            f"plan {name}: the FLOP count disagrees with an independent one; nothing was sent. This is a "
-            "fault of "
-            "salt's, please report it:\n" + "\n".join(f"  {problem}" for problem in problems)
+            f"plan {name}: the FLOP count disagrees with an independent one, a fault of salt's; nothing was "
+            "sent. Please report it:\n" + "\n".join(f"  {problem}" for problem in problems)
         )

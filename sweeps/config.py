@@ -30,6 +30,7 @@ from salt.specs import (
 OpenShare = Annotated[float, Meta(gt=0.0, le=1.0)]
 #: A number of steps: 40000 or 40k.
 Steps = Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?k$")]
+TARGETS = r"^(online|cached\(views=([1-9][0-9]*)\))$"
 SPLITS = ("train", "selection", "report")
 
 
@@ -194,7 +195,7 @@ class StudyFile(Spec, kw_only=True):
     match: Match = "flops"
     convention: Convention = "matmul"
     charge: Charge = "full"
-    targets: Annotated[str, Meta(pattern=r"^(online|cached\(views=[1-9][0-9]*\))$")] = "online"
+    targets: Annotated[str, Meta(pattern=TARGETS)] = "online"
     budgets_flops: tuple[PositiveFloat, ...] = ()
     budgets_steps: tuple[Steps, ...] = ()
     budgets_gpu_hours: tuple[PositiveFloat, ...] = ()

@@ -233,8 +233,7 @@ def _teachers(draft: Draft) -> list[str]:
     if cut:
         found.append(
             f"teachers at {', '.join(map(str, cut))} steps are states of a longer run: not annealed under "
-            "its cosine, "
-            "so weaker than teachers trained to that length"
+            "its cosine, so weaker than teachers trained to that length"
         )
         found += [
             f"no cell is left that learns from the teacher {size} at {steps} steps, but its run goes on to "
@@ -245,8 +244,7 @@ def _teachers(draft: Draft) -> list[str]:
     if draft.study.file.schedule == "wsd" and shared:
         found.append(
             "schedule wsd saves nothing for students of teachers that cost a share of each budget: their "
-            "trunks "
-            "differ; use teacher_steps or teacher_flops"
+            "trunks differ; use teacher_steps or teacher_flops"
         )
     if draft.study.file.charge == "none":
         found.append(

@@ -67,9 +67,8 @@ def add_diff(commands: Any) -> None:
         "diff",
         _diff,
         "which cells two plans do not share, and what that costs",
-        "Compare two plans cell by cell: added, removed, changed; and run by run: what the second one "
-        "trains\n"
-        "that the first does not. The exit code is 1 if they differ.",
+        "Compare two plans cell by cell: added, removed, changed; and run by run: what the second one\n"
+        "trains that the first does not. The exit code is 1 if they differ.",
         [
             "salt-sweep diff paper paper-shared",
             "salt-sweep diff old/plan.jsonl paper      # a name, a plan's folder, or a plan.jsonl",

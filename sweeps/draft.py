@@ -56,7 +56,9 @@ class Totals:
 
 
 class Draft:
-    """A plan before it is written. `points` are the kept points of the grid, dearest first."""
+    """A plan before it is written. `kept` are the points of the grid that are planned, in its order; `seeds`
+    the place of each one's seeds in `seed_sets`; `others` all runs but plain students and references.
+    """
 
     def __init__(
         self,
@@ -73,8 +75,7 @@ class Draft:
         self.probing = Probing(grid.study, suites)
         self.names = CellNames(grid)
         self.kept = np.flatnonzero(grid.verdict == 0)  # in the order of the grid
-        self.seed_sets, places = seed_sets(grid, self.kept)
-        self.seeds = places
+        self.seed_sets, self.seeds = seed_sets(grid, self.kept)
         self.schedule = Schedule(grid)
         with_runs = self._points_with_other_runs()
         self.schedule.prepare(

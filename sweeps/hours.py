@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,7 +12,6 @@ from sweeps.draft import Draft
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sweeps.bases import Base
     from sweeps.memory import Fit
     from sweeps.site import SiteSpec
 
@@ -33,32 +32,58 @@ class Layout:
 
 
 def layouts(draft: Draft) -> list[Layout]:
-    """One layout for each base that students or teachers use, for its longest run; empty without a site.
+    """The layouts of all kinds of runs that students and teachers are; empty without a site.
 
     Bases that differ in a swept field alone are often laid out alike, and are then listed once.
     """
+    return list(dict.fromkeys(_layouts_by_base(draft).values()))
+
+
+def _layouts_by_base(draft: Draft) -> dict[int, Layout]:
+    """Number of each base in use -> the layout of its longest run."""
     from sweeps.machine_time import checkpoint_bytes
     from sweeps.memory import propose
 
     site = draft.grid.bases.site
     if site is None:
-        return []
-    found = []
+        return {}
     names = {vit: name for name, vit in draft.study.sizes.items()}
+    found = {}
     for number, steps in draft.longest.items():
         base = draft.grid.bases.all[number]
         spec = msgspec.structs.replace(base.spec, steps=steps)
-        found.append(
-            Layout(
-                arm=spec.arm,
-                size=base.size,
-                teacher=None if spec.teacher is None else names[spec.teacher.encoder],
-                steps=steps,
-                fit=propose(spec, site),
-                checkpoint_bytes=checkpoint_bytes(spec),
-            )
+        found[number] = Layout(
+            arm=spec.arm,
+            size=base.size,
+            teacher=None if spec.teacher is None else names[spec.teacher.encoder],
+            steps=steps,
+            fit=propose(spec, site),
+            checkpoint_bytes=checkpoint_bytes(spec),
         )
-    return list(dict.fromkeys(found))
+    return found
+
+
+def site_json(draft: Draft) -> dict[str, Any] | None:
+    """Hours, days, money and layouts as plain data; None without a site."""
+    site = draft.grid.bases.site
+    if site is None:
+        return None
+    from sweeps.machine_time import price
+
+    hours = _hours(draft)
+    return {
+        "name": site.name,
+        "utilisation": _source(draft, site),
+        "gpu_hours": hours,
+        "days": days(draft, hours),
+        "price": price(hours, site),
+        "currency": site.currency,
+        "layouts": [{**asdict(row), "fit": msgspec.to_builtins(row.fit)} for row in layouts(draft)],
+    }
+
+
+def _hours(draft: Draft) -> float:
+    return sum(total.gpu_hours or 0.0 for total in draft.totals.values())
 
 
 def plan_days(draft: Draft) -> list[str]:
@@ -68,7 +93,7 @@ def plan_days(draft: Draft) -> list[str]:
         return ["GPU-hours: give a site profile (`site:` in the study file, or --site) to see them."]
     from sweeps.machine_time import price
 
-    hours = sum(total.gpu_hours or 0.0 for total in draft.totals.values())
+    hours = _hours(draft)
     money = price(hours, site)
     cost = "" if money is None else f", {_number(money)} {site.currency or ''}".rstrip()
     count = f"{site.gpu_cap} GPU{'s' if site.gpu_cap != 1 else ''}"
@@ -109,11 +134,10 @@ def days(draft: Draft, hours: float) -> float:
     assert site is not None
     # Hours of one step, and of the cached targets, on the GPUs of the run.
     per_step, once = np.zeros((2, len(grid.bases.all)))
-    for number, steps in draft.longest.items():
-        base = grid.bases.all[number]
+    for number, layout in _layouts_by_base(draft).items():
+        base, gpus = grid.bases.all[number], layout.fit.gpus
         assert base.gpu_seconds is not None
         assert base.cache_gpu_seconds is not None
-        gpus = _fit(base, steps, site).gpus
         per_step[number], once[number] = base.gpu_seconds / 3600 / gpus, base.cache_gpu_seconds / 3600 / gpus
     used = grid.base[draft.kept]
     chains = grid.steps[draft.kept] * per_step[used] + once[used]
@@ -122,12 +146,6 @@ def days(draft: Draft, hours: float) -> float:
         # The last place stands for no teacher.
         chains += np.append(above, 0.0)[grid.group[draft.kept]]
     return max(hours / site.gpu_cap, float(chains.max())) / 24
-
-
-def _fit(base: Base, steps: int, site: SiteSpec) -> Fit:
-    from sweeps.memory import propose
-
-    return propose(msgspec.structs.replace(base.spec, steps=steps), site)
 
 
 def _disk_sentence(draft: Draft) -> str:
@@ -151,7 +169,7 @@ def _disk_sentence(draft: Draft) -> str:
 
 
 def layout_table(draft: Draft) -> Table | None:
-    """Memory, micro-batch, recomputation and GPUs of the longest run of every base; None without a site."""
+    """Memory, micro-batch, recomputation and GPUs of the longest run of each kind; None without a site."""
     from rich import box
     from rich.table import Table
 

@@ -7,7 +7,6 @@ explains what the numbers mean. Totals are sums of the integers that `--json` pr
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import Any, cast
 
@@ -26,11 +25,13 @@ from salt.specs import (
     VitSpec,
 )
 from sweeps.command import add_command, print_json, print_tables
+from sweeps.config import MaskConfig
 from sweeps.document import unknown_name
 from sweeps.ledger_show import Ledger, audit_json, audit_tables, ledger_json, ledger_tables
+from sweeps.study import mask_spec, views_of
 
 #: Predictor and pixel decoder of the SALT paper (table 4). The number of heads changes no FLOP.
-PREDICTOR = VitSpec(width=384, depth=12, heads=12, mlp_width=1536)
+PREDICTOR = VitSpec(width=384, depth=12, heads=16, mlp_width=1536)
 #: Blocks and their scale in the published short- and long-range mask.
 MASKS = ((8, 0.15), (2, 0.7))
 
@@ -174,11 +175,10 @@ def _once(names: list[str]) -> list[str]:
 
 
 def _views(text: str) -> int | None:
-    """`online` -> None; `cached(views=2)` -> 2."""
-    found = re.fullmatch(r"cached\(\s*views\s*=\s*([1-9][0-9]*)\s*\)", text.strip())
-    if found is None and text.strip() != "online":
-        raise UserError(f"--targets {text!r}: give online or 'cached(views=2)', with 1 view or more")
-    return int(found[1]) if found else None
+    try:
+        return views_of(text)
+    except ValueError as error:
+        raise UserError(f"--targets {error}") from error
 
 
 def _check_together(args: argparse.Namespace, arms: list[str], views: int | None) -> None:
@@ -259,20 +259,5 @@ def _masks(args: argparse.Namespace, token_grid: tuple[int, int, int]) -> tuple[
         return tuple(
             MaskSpec(visible_tokens=v, target_tokens=t) for v, t in zip(visible, target, strict=True)
         )
-    from salt.masks import published_counts
-
-    low, high = 0.75, 1.5
-    found = []
-    for blocks, scale in MASKS:
-        seen, predicted = published_counts(blocks, scale, low, high, token_grid)
-        found.append(
-            MaskSpec(
-                blocks=blocks,
-                scale=scale,
-                aspect_min=low,
-                aspect_max=high,
-                visible_tokens=seen,
-                target_tokens=predicted,
-            )
-        )
-    return tuple(found)
+    configs = (MaskConfig(blocks=blocks, scale=scale) for blocks, scale in MASKS)
+    return tuple(mask_spec(config, token_grid) for config in configs)

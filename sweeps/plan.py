@@ -21,7 +21,7 @@ from salt.errors import UserError
 from salt.lists import VideoList, data_spec, read_list
 from salt.plans import decode_plan, plan_dir
 from salt.specs import DECLARED, DataSpec, Plan, ProbeSpec
-from salt.store import write_atomically
+from salt.store import file_sha256, write_atomically
 from sweeps.bases import Bases
 from sweeps.cell_names import CellNames
 from sweeps.config import SPLITS, DeclaredData, ProbeConfig
@@ -232,7 +232,7 @@ def write_plan(store: Path, draft: Draft) -> Written:
     folder = plan_dir(store, draft.study.name)
     path = folder / "plan.jsonl"
     before = _run_ids(path) if path.exists() else None
-    old = _sha256(path) if path.exists() else None
+    old = file_sha256(path) if path.exists() else None
     write_atomically(folder / "study.yaml", draft.study.data)
     if len(draft.kept) <= COSTS_ROWS:
         write_atomically(folder / "costs.csv", costs_csv(draft))
@@ -257,11 +257,6 @@ def _hashed(pieces: Iterator[bytes], update: object) -> Iterator[bytes]:
     for piece in pieces:
         update(piece)  # type: ignore[operator]
         yield piece
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _AnyLine(msgspec.Struct):

@@ -122,7 +122,8 @@ def _study(args: argparse.Namespace, store: Path) -> Any:
         return load_study(PATH, data=default_study(budgets), changes=_changes(args, None, "flops"))
     path = Path(args.study)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        match = str(_written(path, args.quick).get("match", "flops"))
+        # Budgets are in the unit that the file matches, so that is looked up first.
+        match = "flops" if budgets is None else str(_written(path, args.quick).get("match", "flops"))
         return load_study(path, quick=args.quick, changes=_changes(args, budgets, match))
     plan = read_plan(store, args.study)
     path = plan_dir(store, args.study) / "study.yaml"

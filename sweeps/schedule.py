@@ -250,8 +250,7 @@ class Schedule:
             if branches[0] < warmup:
                 raise UserError(
                     f"{self.study.path}: schedule: a cooldown of {base.spec.arm} {base.size} would branch "
-                    "off "
-                    f"after {branches[0]} steps, inside the trunk's warmup of {warmup}; lower "
+                    f"off after {branches[0]} steps, inside the trunk's warmup of {warmup}; lower "
                     "optim.warmup_share, or leave out the smallest budgets"
                 )
             self._trunks[key] = self._add("trunk", spec, constant, level)

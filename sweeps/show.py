@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from salt.plans import charged_flops
 from slurm.names import flops_text
 from sweeps.draft import Draft, teacher_cost
-from sweeps.hours import plan_days
+from sweeps.hours import plan_days, site_json
 from sweeps.verdicts import UNITS
 
 if TYPE_CHECKING:
@@ -65,11 +65,8 @@ def _row(draft: Draft, place: int) -> Row:
     axes, base, way = grid.axes_of(point), grid.base_of(point), grid.teacher_of(point)
     steps, group, budget = int(grid.steps[point]), int(grid.group[point]), int(grid.budget[point])
     change = int(grid.change[point])
-    flops = {
-        name: part.forward + part.backward for name, part in (base.step * steps + base.cache).parts.items()
-    }
-    above = teacher_cost(draft, group)
-    own = base.step * steps + base.cache
+    above, own = teacher_cost(draft, group), base.step * steps + base.cache
+    flops = {name: part.forward + part.backward for name, part in own.parts.items()}
     students = int(grid.students_per_group[group]) if group >= 0 else 0
     charge = grid.study.file.charge
     charged = charged_flops(own, above, charge, students)
@@ -300,6 +297,7 @@ def plan_json(draft: Draft) -> dict[str, Any]:
             role: {"runs": total.runs, "flops": total.flops, "gpu_hours": total.gpu_hours}
             for role, total in draft.totals.items()
         },
+        "site": site_json(draft),
         "total_flops": sum(total.flops for total in draft.totals.values()),
         "cells": [asdict(row) for row in rows_of(draft)],
         "refused": [

@@ -14,7 +14,7 @@ from typing import Any
 from salt.errors import UserError
 from salt.sizes import SIZES, grid
 from salt.specs import Arm, MaskSpec, Match, ModelSpec, ObjectiveSpec, OptimSpec, ProbeSpec, VitSpec
-from sweeps.config import SPLITS, ArmConfig, DeclaredData, MaskConfig, ProbeConfig, StudyFile
+from sweeps.config import SPLITS, TARGETS, ArmConfig, DeclaredData, MaskConfig, ProbeConfig, StudyFile
 from sweeps.document import decode, overlay, parse_yaml, unknown_key
 from sweeps.recipe import Recipe, find_recipe
 from sweeps.study_checks import problems_of
@@ -57,8 +57,7 @@ class Study:
     @property
     def cached_views(self) -> int | None:
         """Views of each clip whose targets are encoded once; None for targets made online."""
-        found = re.search(r"views=(\d+)", self.file.targets)
-        return int(found[1]) if found else None
+        return views_of(self.file.targets)
 
     @functools.cached_property
     def least_steps(self) -> int:
@@ -92,7 +91,7 @@ class Study:
         """The study's masks, or a named set of them, with the counts that the file leaves out filled in."""
         configs = self.file.masks if name is None else self.file.mask_sets[name]
         places = grid(self.model(next(iter(self.sizes))), self.file.clip)
-        return tuple(_mask(config, places) for config in configs)
+        return tuple(mask_spec(config, places) for config in configs)
 
     def training(
         self, arm: Arm, size: str, changes: Mapping[str, Any] | None = None, steps: int = 0
@@ -138,7 +137,8 @@ class Study:
 
 
 @functools.cache
-def _mask(config: MaskConfig, places: tuple[int, int, int]) -> MaskSpec:
+def mask_spec(config: MaskConfig, places: tuple[int, int, int]) -> MaskSpec:
+    """The mask on a grid of tokens; counts that are left out are the published sampler's means."""
     visible, target = config.visible_tokens, config.target_tokens
     if visible is None or target is None:
         from salt.masks import published_counts
@@ -158,6 +158,18 @@ def _mask(config: MaskConfig, places: tuple[int, int, int]) -> MaskSpec:
         visible_tokens=visible,
         target_tokens=target,
     )
+
+
+def views_of(targets: str) -> int | None:
+    """`online` -> None; `cached(views=2)` -> 2.
+
+    Raises:
+        ValueError: neither of them.
+    """
+    found = re.fullmatch(TARGETS, targets)
+    if found is None:
+        raise ValueError(f"{targets!r}: give online or 'cached(views=2)', with 1 view or more")
+    return int(found[2]) if found[2] else None
 
 
 def steps_number(steps: int | str) -> int:
@@ -245,8 +257,7 @@ def _refuse_arms(raw: dict[str, Any], path: Path) -> None:
             if isinstance(config, dict) and key in config:
                 raise UserError(
                     f"{path}: arms.{arm}.{key}: a study has one resolution for all of its arms, or their "
-                    "costs "
-                    "are not comparable; set it at the top level, or make two studies"
+                    "costs are not comparable; set it at the top level, or make two studies"
                 )
 
 

@@ -138,8 +138,7 @@ def _schedule_problems(study: Study) -> list[str]:
         if salt.teacher_runs == "one":
             problems.append(
                 "arms.salt.teacher_runs: under `schedule: wsd` all lengths share a trunk anyway, each with "
-                "its "
-                "own cooldown; leave it at `own`"
+                "its own cooldown; leave it at `own`"
             )
     return problems
 

@@ -102,8 +102,7 @@ def _repeats(grid: Grid, point: int) -> list[str]:
             runs.append((f"teacher {stage.size}", base, steps))
     return [
         f"{name} repeats data {steps * base.batch / clips:.4g} times ({steps} x {base.batch} clips on "
-        f"{clips}), "
-        f"more than maximum_epochs {limit:g}"
+        f"{clips}), more than maximum_epochs {limit:g}"
         for name, base, steps in runs
         if limit is not None and steps * base.batch > limit * clips
     ]

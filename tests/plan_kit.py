@@ -1,12 +1,15 @@
-"""A small study with declared lists, whose plans take milliseconds."""
+"""A small study with declared lists, whose plans take milliseconds; and the command that plans."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+import salt_cli
 from salt.plans import decode_plan, encode_plan
 from salt.specs import Plan, spec_id
 from sweeps.draft import Draft
@@ -67,3 +70,10 @@ def drafted(**changes: Any) -> tuple[Draft, Plan]:
     for cell in plan.cells:
         assert abs(cell.residual) <= 0.01
     return draft, plan
+
+
+def sweep(*argv: str, code: int = 0) -> tuple[str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert salt_cli.run("salt-sweep", list(argv)) == code, err.getvalue()
+    return out.getvalue(), err.getvalue()

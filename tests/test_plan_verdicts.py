@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -12,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import salt_cli
 from salt.errors import UserError
 from salt.flops import step_cost
 from salt.plans import read_plan
@@ -22,14 +19,7 @@ from sweeps.design import warnings_of
 from sweeps.plan import build_plan, draft_plan
 from sweeps.study import load_study
 from tests.console import ROOT
-from tests.plan_kit import BASE, drafted, study, study_bytes
-
-
-def sweep(*argv: str, code: int = 0) -> tuple[str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert salt_cli.run("salt-sweep", list(argv)) == code, err.getvalue()
-    return out.getvalue(), err.getvalue()
+from tests.plan_kit import BASE, drafted, study, study_bytes, sweep
 
 
 def refusal(**changes: Any) -> str:
