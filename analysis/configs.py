@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from salt.specs import Cell, Plan, RunSpec, canonical_json
+from salt.plan_specs import Cell, Plan
+from salt.specs import RunSpec, canonical_json
 
 #: Fields that follow from others or name them, so that they never describe a variant.
 _DERIVED = ("seed", "steps", "teacher.run_id", "teacher.step", "trunk.run_id", "trunk.step", "keep_steps")

@@ -18,9 +18,10 @@ import pandas as pd
 
 from analysis.configs import configuration_ids, configuration_label, variants
 from salt.errors import UserError
+from salt.plan_specs import Cell, Plan, PlannedRun
 from salt.plans import charged_flops, read_plan
+from salt.result_specs import ProbeResult, ProbeScore, RunResult
 from salt.sizes import encoder_parameters, patch_values
-from salt.specs import Cell, Plan, PlannedRun, ProbeResult, ProbeScore, RunResult
 from salt.store import RunDir
 
 #: What identifies a score within a run.

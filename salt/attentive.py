@@ -99,7 +99,7 @@ def _fit(spec: ProbeSpec, vit: VitSpec, classes: int, train: Split, lr: float, d
     matrices = [p for p in probe.parameters() if p.ndim >= 2]
     vectors = [p for p in probe.parameters() if p.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": spec.attentive_weight_decay},
+        {"params": matrices, "weight_decay": spec.attentive_weight_decays[0]},
         {"params": vectors, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)

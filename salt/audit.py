@@ -26,7 +26,7 @@ import msgspec
 
 from salt.flops import cache_cost, output_width, step_cost, target_encoder
 from salt.sizes import SIZES, grid, patch_values, tokens
-from salt.specs import Arm, ClipSpec, ModelSpec, NonNegativeInt, Part, RunSpec, Spec, VitSpec
+from salt.specs import UNTRAINED, Arm, ClipSpec, ModelSpec, NonNegativeInt, Part, RunSpec, Spec, VitSpec
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ def _size_words(vit: VitSpec) -> str:
 
 def counted_parts(spec: RunSpec, tool: Tool) -> dict[str, Part]:
     """Parts as `salt.flops` names them, counted by a tool, whole batch; fvcore gives no backward."""
-    if spec.arm in ("random", "raw"):
+    if spec.arm in UNTRAINED:
         return {}
     batch, vit = spec.optim.batch_clips, spec.model.encoder
     parts: dict[str, Part] = {}

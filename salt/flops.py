@@ -19,7 +19,7 @@ The convention, `matmul` (docs/flops.md derives it; `salt.flops_paper` is the SA
 from __future__ import annotations
 
 from salt.sizes import encoder_parameters, patch_values, predictor_parameters, tokens
-from salt.specs import ClipSpec, Convention, Cost, ModelSpec, Part, RunSpec, VitSpec
+from salt.specs import UNTRAINED, ClipSpec, Convention, Cost, ModelSpec, Part, RunSpec, VitSpec
 
 #: Passes of backward for one of forward. The patch embedding's input has no gradient; teachers learn nothing.
 BACKWARD_PASSES = {"patch_embedding": 1, "encoder": 2, "predictor": 2, "decoder": 2, "teacher_forward": 0}
@@ -95,7 +95,7 @@ def clip_lines(spec: RunSpec) -> dict[str, dict[str, int]]:
 
     The classifier of the supervised reference is not counted (2 x width x classes a clip).
     """
-    if spec.arm in ("random", "raw"):
+    if spec.arm in UNTRAINED:
         return {}
     model, clip, vit = spec.model, spec.clip, spec.model.encoder
     masked = spec.arm != "supervised"
@@ -167,7 +167,7 @@ def uncounted_flops(spec: RunSpec) -> dict[str, int]:
     AdamW: about 14 a trained parameter (two moments, bias corrections, decay, update). EMA: 3 a parameter of
     the encoder. Neither grows with the batch.
     """
-    if spec.arm in ("random", "raw"):
+    if spec.arm in UNTRAINED:
         return {}
     model = spec.model
     encoder = encoder_parameters(model.encoder, patch_values(model, spec.clip))

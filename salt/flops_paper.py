@@ -9,7 +9,7 @@ paper's own rounded counts where it gives them, so that its printed figures come
 from __future__ import annotations
 
 from salt.sizes import SIZES, encoder_parameters, patch_values, predictor_parameters, tokens
-from salt.specs import ClipSpec, Cost, ModelSpec, Part, RunSpec, VitSpec
+from salt.specs import UNTRAINED, ClipSpec, Cost, ModelSpec, Part, RunSpec, VitSpec
 
 #: Parameters as printed in table 4 (L and G cut, the others rounded to the million).
 PRINTED_PARAMETERS = {
@@ -48,7 +48,7 @@ def paper_step_cost(spec: RunSpec) -> Cost:
     """FLOPs of one step of the whole batch; the patch embedding is inside the encoder's N."""
     from salt.flops import target_encoder
 
-    if spec.arm in ("random", "raw"):
+    if spec.arm in UNTRAINED:
         return Cost(convention="paper")
     clip_tokens = tokens(spec.model, spec.clip) * spec.optim.batch_clips
     encoder = encoder_count(spec.model.encoder, spec.model, spec.clip)

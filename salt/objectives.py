@@ -29,6 +29,6 @@ def latent_targets(latents: torch.Tensor, layer_norm: bool) -> torch.Tensor:
     return F.layer_norm(latents, latents.shape[-1:]) if layer_norm else latents
 
 
-def distance(prediction: torch.Tensor, target: torch.Tensor, kind: Literal["l1", "l2"]) -> torch.Tensor:
+def distance(prediction: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Tensor:
     """Mean over clips, target tokens and features of |p - t| or (p - t)^2."""
     return F.l1_loss(prediction, target) if kind == "l1" else F.mse_loss(prediction, target)

@@ -16,19 +16,16 @@ import msgspec
 
 from salt.errors import UserError
 from salt.flops import cache_cost, step_cost
+from salt.plan_specs import Cell, Plan, PlannedRun, Refused
 from salt.specs import (
     Arm,
-    Cell,
     Charge,
     Convention,
     Cost,
     ExecSpec,
     Match,
     OptimSpec,
-    Plan,
-    PlannedRun,
     ProbeSpec,
-    Refused,
     Role,
     RunSpec,
     Spec,

@@ -14,7 +14,8 @@ from salt.errors import RunFailed
 from salt.features import arrange_frames, encode_clips, pooled, view
 from salt.flops import encode_flops
 from salt.randomness import generator
-from salt.specs import ProbeKind, ProbeResult, ProbeScore, ProbeSpec, RunSpec
+from salt.result_specs import ProbeResult, ProbeScore
+from salt.specs import ProbeKind, ProbeSpec, RunSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

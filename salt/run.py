@@ -18,7 +18,9 @@ import msgspec
 from salt.errors import RunFailed, UserError
 from salt.flops import run_cost
 from salt.optim import schedule_problems
-from salt.specs import ExecSpec, PlannedRun, ProbeSpec, RunError, RunResult, RunSpec, spec_id
+from salt.plan_specs import PlannedRun
+from salt.result_specs import RunError, RunResult
+from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 
 if TYPE_CHECKING:

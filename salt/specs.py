@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 #: Raised by hand when the arithmetic of training or probing changes, so that old runs stay apart.
-NUMERICS = 1
+NUMERICS = 2
 
 #: Fingerprint of a list that is only declared: enough to plan with, not to submit.
 DECLARED = "declared"
@@ -25,8 +25,10 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Meta(gt=0.0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0.0)]
 
-Arm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw"]
+Arm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw", "external"]
 ARMS: tuple[Arm, ...] = ("pixel", "salt", "vjepa")
+#: Arms that take no training steps here.
+UNTRAINED: tuple[Arm, ...] = ("random", "raw", "external")
 Convention = Literal["matmul", "paper"]
 Charge = Literal["full", "shared", "none"]
 #: What cells of one budget have in common: training FLOPs, optimiser steps or GPU-hours.
@@ -34,6 +36,7 @@ Match = Literal["flops", "steps", "gpu-hours"]
 Role = Literal["teacher", "trunk", "student", "reference"]
 Frames = Literal["ordered", "shuffled", "first", "middle"]
 ProbeKind = Literal["linear", "knn", "attentive"]
+LabelFree = Literal["rankme", "lidar", "alpha_req"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -51,10 +54,15 @@ class VitSpec(Spec, kw_only=True):
 
 
 class PositionSpec(Spec, kw_only=True):
-    """How tokens know where they are: 3-D rotary positions, additive sin-cos, or both."""
+    """How tokens know where they are: 3-D rotary positions, additive sin-cos, or both.
+
+    `tiled` rotary frequencies are a quirk of the published V-JEPA 2 code, for its checkpoints: the two
+    numbers of a pair turn by different angles.
+    """
 
     rope: bool = True
     rope_base: PositiveFloat = 10000.0
+    rope_frequencies: Literal["interleaved", "tiled"] = "interleaved"
     sincos: bool = False
     sincos_base: PositiveFloat = 10000.0
     sincos_scale: PositiveFloat = 1.0
@@ -69,54 +77,103 @@ class ModelSpec(Spec, kw_only=True):
     patch_px: PositiveInt = 16
     position: PositionSpec = msgspec.field(default_factory=PositionSpec)
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
+    mask_token: Literal["shared", "per_mask"] = "shared"  # one for all masks, or one for each mask of a clip
 
 
 class ClipSpec(Spec, kw_only=True):
-    """How a video file becomes a clip: frames, stored side and training crop, in pixels.
+    """How a video file becomes a clip: which frames, and which part of them, in pixels.
 
-    A clip is stored once as uint8 [frames, store_px, store_px, channels]; each epoch draws a fresh
-    square crop of `crop_px` from it. Values are `(pixel / 255 - mean) / std`.
+    `stored`: `clips_per_file` clips spread evenly over the file (one: its middle) are decoded once, their
+    middle square stored as uint8 [frames, store_px, store_px, channels]. `streamed`: each epoch decodes that
+    many clips of each file at fresh random places. Frames are `frame_stride` apart, or, with `frame_rate_hz`,
+    those nearest in time to that rate.
+
+    Each epoch crops afresh: `shift` is a square of `crop_px` (streamed: of the frame scaled to `store_px`) at
+    a random place; `random_resized` a box with a share `crop_scale_*` of the area and an aspect ratio
+    `crop_aspect_*` (log-uniform), resized to `crop_px`, the same for all frames. `flip` mirrors half of all
+    clips. An image is a still clip. Values are `(pixel / 255 - mean) / std`.
     """
 
+    source: Literal["stored", "streamed"] = "stored"
     frames: PositiveInt = 16
     frame_stride: PositiveInt = 4
+    frame_rate_hz: PositiveFloat | None = None
+    clips_per_file: PositiveInt = 1
     store_px: PositiveInt = 256
     crop_px: PositiveInt = 224
+    crop: Literal["shift", "random_resized"] = "shift"
+    crop_scale_min: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.3
+    crop_scale_max: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    crop_aspect_min: PositiveFloat = 0.75
+    crop_aspect_max: PositiveFloat = 1.35
+    flip: bool = False
     channels: Literal[1, 3] = 3
     mean: float = 0.449
     std: PositiveFloat = 0.226
     short_clips: Literal["skip", "repeat-last", "loop", "shrink-stride"] = "skip"
 
 
-class DataSpec(Spec, kw_only=True):
-    """A list of videos by content: `fingerprint` hashes its rows and file sizes, not its place."""
+class DataPart(Spec, kw_only=True):
+    """One list of a mixture, and its share of all clips drawn."""
 
     name: str
     fingerprint: str
     clips: PositiveInt
+    weight: PositiveFloat
+
+
+class DataSpec(Spec, kw_only=True):
+    """Videos by content: `fingerprint` hashes a list's rows and file sizes, not its place; `clips` counts
+    rows.
+
+    A mixture has `parts`; then `fingerprint` is theirs, weights included, and `clips` is their sum.
+    """
+
+    name: str
+    fingerprint: str
+    clips: PositiveInt
+    parts: tuple[DataPart, ...] = ()
 
 
 class MaskSpec(Spec, kw_only=True):
-    """One mask of a clip: a union of tubes; a fixed number of tokens is visible and predicted.
+    """One mask of a clip: which tokens are visible and which are predicted.
 
-    The defaults are the short-range mask of V-JEPA (Bardes et al. 2024, table 8).
+    `blocks`: a union of tubes is predicted; the defaults are the short-range mask of V-JEPA (Bardes et al.
+    2024, table 8). `causal`: the same, and only the first `context_frames` steps of the token grid are
+    visible, all later ones predicted. `tube`: random cells are visible at every time step, others predicted
+    (VideoMAE); blocks, scale and aspect mean nothing there.
+
+    `keep: fixed`: every clip has just these counts. `batch_min` reproduces the published code: the lists of
+    each `keep_clips` neighbouring clips are cut to the shortest of them, which eats the end of the clip; the
+    counts here are then what a plan expects on average.
     """
 
+    kind: Literal["blocks", "causal", "tube"] = "blocks"
     blocks: PositiveInt = 8
     scale: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.15
     aspect_min: PositiveFloat = 0.75
     aspect_max: PositiveFloat = 1.5
+    context_frames: PositiveInt | None = None
+    keep: Literal["fixed", "batch_min"] = "fixed"
+    keep_clips: PositiveInt = 24
     visible_tokens: PositiveInt
     target_tokens: PositiveInt
 
 
 class ObjectiveSpec(Spec, kw_only=True):
-    """Losses, and the points that the SALT paper leaves open (arXiv 2509.24317)."""
+    """Losses, and the points that the SALT paper leaves open (arXiv 2509.24317).
+
+    Targets are the teacher's output, or with `teacher_layer` its tokens after that many blocks, through its
+    final norm. With a `pixel_weight` above 0 a latent arm also predicts pixels: loss = latents + weight *
+    pixels.
+    """
 
     pixel_loss: Literal["l2", "l1"] = "l2"
     pixel_norm: Literal["patch_channel", "patch", "none"] = "patch_channel"
-    latent_loss: Literal["l1", "l2"] = "l1"
+    pixel_weight: NonNegativeFloat = 0.0
+    latent_loss: Literal["l1", "l2", "smooth_l1", "cosine"] = "l1"
     target_layer_norm: bool = True
+    teacher_layer: PositiveInt | None = None
     ema_start: Share = 0.998
     ema_end: Share = 1.0
 
@@ -126,8 +183,9 @@ class OptimSpec(Spec, kw_only=True):
 
     Under `constant` the rate stays at `lr` after the warmup (a trunk); under `cooldown` it falls linearly
     from there to `lr_end` between the trunk's step and the last one. Both keep weight decay and EMA momentum
-    at their start values, as V-JEPA 2 does (arXiv 2506.09985). `clip_norm` limits the global gradient norm;
-    `None` turns clipping off.
+    at their start values, as V-JEPA 2 does (arXiv 2506.09985). `clip_norm` limits the gradient norm, of all
+    weights together or of each module (encoder, predictor) apart; `None` turns clipping off. `bfloat16` is
+    autocast: weights, optimiser, losses and the EMA stay float32.
     """
 
     schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
@@ -142,6 +200,9 @@ class OptimSpec(Spec, kw_only=True):
     weight_decay_start: NonNegativeFloat = 0.04
     weight_decay_end: NonNegativeFloat = 0.4
     clip_norm: PositiveFloat | None = 0.02
+    clip_scope: Literal["all", "module"] = "all"
+    clip_in_warmup: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class TeacherRef(Spec, kw_only=True):
@@ -154,6 +215,14 @@ class TeacherRef(Spec, kw_only=True):
     step: NonNegativeInt
     encoder: VitSpec
     stage: PositiveInt = 1
+
+
+class ExternalRef(Spec, kw_only=True):
+    """Weights that were trained elsewhere, by content: nothing of their training is known here."""
+
+    format: Literal["hf"]
+    model: str  # what the weights' own configuration calls them
+    weights_sha256: str
 
 
 class TrunkRef(Spec, kw_only=True):
@@ -188,6 +257,7 @@ class RunSpec(Spec, kw_only=True):
     keep_steps: tuple[PositiveInt, ...] = ()
     cached_views: PositiveInt | None = None
     label: str | None = None  # the label column, for the supervised reference only
+    external: ExternalRef | None = None  # for imported encoders only: they take no steps
 
 
 class ProbeSpec(Spec, kw_only=True):
@@ -195,6 +265,11 @@ class ProbeSpec(Spec, kw_only=True):
 
     Hyperparameters are chosen on `selection`, which is never the reported split. `train_clips`
     labelled clips are drawn from `train`, the same ones for every encoder.
+
+    A video is read as `segments` clips spread over it, whose tokens are probed together, from `views` crops
+    each, whose class probabilities are averaged (training takes one view at random). `layers` counts blocks;
+    the tokens after each of them, through the final norm, are put side by side along the tokens (V-JEPA 2);
+    none means the encoder's output. Every rate x weight decay is a head; all heads train in one pass.
     """
 
     numerics: int = NUMERICS
@@ -211,14 +286,24 @@ class ProbeSpec(Spec, kw_only=True):
     ridge_penalties: tuple[PositiveFloat, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
     neighbours: tuple[PositiveInt, ...] = (1, 5, 20)
     attentive_lrs: tuple[PositiveFloat, ...] = (1e-3, 3e-3)
-    attentive_weight_decay: NonNegativeFloat = 0.01
+    attentive_weight_decays: tuple[NonNegativeFloat, ...] = (0.01,)
     attentive_blocks: PositiveInt = 4
     attentive_epochs: PositiveInt = 20
     attentive_batch_clips: PositiveInt = 64
+    attentive_heads: PositiveInt | None = None  # None: as many as the encoder
+    segments: PositiveInt = 1
+    views: PositiveInt = 1
+    layers: tuple[PositiveInt, ...] = ()
+    label_free: tuple[LabelFree, ...] = ()
 
 
 class ExecSpec(Spec, kw_only=True):
-    """How and where a run executes. Nothing here changes a number."""
+    """How and where a run executes. Nothing here changes a number beyond rounding.
+
+    `micro_batch_clips` bounds the clips of one forward and backward pass on a device; gradients add up over
+    them. `recompute` keeps no activations inside blocks. With several processes (torchrun, srun) `sharding`
+    splits nothing, the optimiser's state and gradients, or weights too (`full`, FSDP2).
+    """
 
     folder: str | None = None  # where the study file lay: its paths are relative to it
     lists: dict[str, str] = {}  # fingerprint -> path of the list on this machine
@@ -227,6 +312,13 @@ class ExecSpec(Spec, kw_only=True):
     decode_workers: NonNegativeInt = 2
     checkpoint_every_steps: PositiveInt = 200
     log_every_steps: PositiveInt = 20
+    micro_batch_clips: PositiveInt | None = None
+    recompute: bool = False
+    compile: bool = False
+    sharding: Literal["none", "optimizer", "full"] = "none"
+    peak_flops_per_s: PositiveFloat | None = None  # of one device at the run's precision, for utilisation
+    tensorboard: bool = False
+    wandb_project: str | None = None
 
 
 class Part(Spec, kw_only=True):
@@ -265,122 +357,6 @@ class Cost(Spec, kw_only=True):
             for name, part in self.parts.items()
         }
         return Cost(convention=self.convention, parts=parts)
-
-
-class Cell(Spec, kw_only=True):
-    """One point of a study's grid: a budget spent in one way. `run_id` is the encoder it ends in."""
-
-    cell_id: str
-    budget: NonNegativeFloat  # in the plan's unit (`Plan.match`); 0 for references
-    budget_flops: NonNegativeInt  # the budget where FLOPs are matched, else what the cell is charged
-    arm: Arm
-    student: str  # name of the encoder size that is probed
-    teacher: str | None  # size of the teacher that gives the targets
-    teacher_share: float | None  # of the budget, as asked
-    teacher_steps: int | None  # steps behind the teacher's weights, in its own run
-    seed: int
-    run_id: str
-    teacher_run_id: str | None
-    stages: tuple[str, ...] = ()  # runs of a chain before that teacher, first one first
-    teacher_students: NonNegativeInt  # how many students of this plan share the teacher
-    teacher_cost: Cost | None  # training of all teachers on the way, each up to the weights that are used
-    cost: Cost  # the student's own way, its teacher's inference and its trunk included
-    charged_flops: NonNegativeInt  # what counts against the budget, by the plan's charge
-    residual: float  # (charged - budget) / budget in the plan's unit; 0 for references
-
-
-class PlannedRun(Spec, kw_only=True):
-    """A run of a plan, in an order in which each can be made from those before it."""
-
-    run_id: str
-    role: Role
-    spec: RunSpec
-    cost: Cost  # what this run itself spends
-    probe_ids: tuple[str, ...]
-
-
-class Refused(Spec, kw_only=True):
-    """A point of the grid that was left out, and every reason."""
-
-    cell: str
-    budget: float
-    verdicts: tuple[str, ...]
-    reasons: tuple[str, ...]
-
-
-class Plan(Spec, kw_only=True):
-    """All of a study: probes, runs (teachers first), the cells of its grid, and those left out."""
-
-    name: str
-    study_sha256: str
-    convention: Convention
-    charge: Charge
-    match: Match
-    execution: ExecSpec
-    overrides: dict[str, Any] = {}  # keys of the study file that the command line replaced
-    probes: dict[str, ProbeSpec]
-    runs: tuple[PlannedRun, ...]
-    cells: tuple[Cell, ...]
-    refused: tuple[Refused, ...] = ()
-
-
-class ProbeScore(Spec, kw_only=True):
-    """One accuracy, with everything needed to judge it."""
-
-    kind: ProbeKind
-    label: str
-    frames: Frames
-    accuracy: float
-    n_report: int
-    n_train: int
-    n_selection: int
-    classes: int
-    chance: float  # share of the most frequent class in the report split
-    selection_accuracy: float
-    selected: dict[str, float]
-    flops: int  # training and evaluating this probe, outside the budget
-
-
-class ProbeResult(Spec, kw_only=True):
-    """`probes/<probe_id>.json`: all scores of one suite on one encoder."""
-
-    probe_id: str
-    run_id: str
-    encoder_sha256: str
-    branch: Literal["student", "ema", "raw"]
-    scores: tuple[ProbeScore, ...]
-    feature_flops: int  # encoding the clips, outside the budget
-    wall_s: float
-
-
-class RunResult(Spec, kw_only=True):
-    """`result.json`: written last. It exists if and only if the run is done."""
-
-    run_id: str
-    arm: Arm
-    steps: int
-    cost: Cost
-    final_loss: float | None
-    artefact_sha256: str | None
-    teacher_sha256: str | None
-    attempts: int
-    train_wall_s: float | None  # of all attempts that led here; None if its log is lost
-    probe_wall_s: float
-    clips_seen: int
-    unique_clips: int
-    epochs: float
-
-
-class RunError(Spec, kw_only=True):
-    """`error.json`: why the last attempt stopped; removed by the next attempt."""
-
-    run_id: str
-    kind: str
-    message: str
-    attempt: int
-    step: int | None
-    host: str
-    traceback: str | None = None
 
 
 def canonical_json(spec: Any) -> bytes:

@@ -17,7 +17,8 @@ from typing import TypeVar
 import msgspec
 
 from salt.errors import UserError
-from salt.specs import ProbeResult, RunError, RunResult, RunSpec
+from salt.result_specs import ProbeResult, RunError, RunResult
+from salt.specs import RunSpec
 
 T = TypeVar("T")
 

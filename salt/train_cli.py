@@ -12,8 +12,9 @@ import msgspec
 
 from salt import __version__
 from salt.errors import UserError
+from salt.plan_specs import PlannedRun
 from salt.plans import choose_plan, plan_names, read_plan
-from salt.specs import ExecSpec, PlannedRun, ProbeSpec, RunSpec, spec_id
+from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, store_path
 
 _EXAMPLES = """examples:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from salt.claim import Claim, ClaimHeld, read_claim
-from salt.specs import Plan
+from salt.plan_specs import Plan
 from salt.store import RunDir
 from slurm.pace import Pace
 from slurm.progress import Display

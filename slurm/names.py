@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from salt.plan_specs import Plan
 from salt.sizes import SIZES
-from salt.specs import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from salt.specs import Plan, PlannedRun
+from salt.plan_specs import Plan, PlannedRun
 from salt.store import RunDir
 from slurm.states import State
 from slurm.status import PlanStatus

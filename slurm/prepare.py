@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from salt.errors import UserError
+from salt.plan_specs import Plan
 from salt.run import run_problems
-from salt.specs import DECLARED, DataSpec, Plan
+from salt.specs import DECLARED, DataSpec
 from slurm.names import run_names
 
 

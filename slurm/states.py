@@ -7,7 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from salt.claim import ClaimState, read_claim
-from salt.specs import Plan, PlannedRun, RunError, RunSpec, Spec
+from salt.plan_specs import Plan, PlannedRun
+from salt.result_specs import RunError
+from salt.specs import RunSpec, Spec
 from salt.store import RunDir
 
 

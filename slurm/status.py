@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salt.specs import Plan, Spec
+from salt.plan_specs import Plan
+from salt.specs import Spec
 from salt.store import RunDir
 from slurm.names import RunName, flops_text, run_names
 from slurm.states import ACTIVE, State, assess

@@ -20,8 +20,10 @@ from pathlib import Path
 
 from salt.claim import Claim, ClaimHeld
 from salt.errors import RunFailed
+from salt.plan_specs import Plan, PlannedRun
 from salt.plans import read_plan
-from salt.specs import ExecSpec, Plan, PlannedRun, ProbeSpec, RunError
+from salt.result_specs import RunError
+from salt.specs import ExecSpec, ProbeSpec
 from salt.store import RunDir, pretty_json, write_atomically
 from slurm.names import run_names
 from slurm.states import ACTIVE, READY, STUCK, State, assess, read_error_since

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from salt.errors import UserError
 from salt.flops import run_cost
+from salt.plan_specs import Plan
 from salt.plans import plan_dir
-from salt.specs import Plan, RunSpec, Spec
+from salt.specs import RunSpec, Spec
 from salt.store import file_sha256, pretty_json, read_json, write_atomically
 from sweeps.draft import Draft
 

@@ -19,7 +19,7 @@ from salt.ids import RunIds
 from salt.masks import check_masks
 from salt.plans import UNNAMED
 from salt.sizes import check_model, grid
-from salt.specs import Arm, Cost, DataSpec, OptimSpec, RunSpec, TeacherRef
+from salt.specs import UNTRAINED, Arm, Cost, DataSpec, OptimSpec, RunSpec, TeacherRef
 from sweeps.study import Study, Training
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def build_problems(
     for name in dict.fromkeys([size, *([teacher] if teacher is not None else [])]):
         for text in check_model(study.model(name), spec.clip, spec.masks):
             problems.append(text.replace("model.encoder", f"size {name}"))
-    if not problems and spec.arm not in ("random", "raw"):
+    if not problems and spec.arm not in UNTRAINED:
         if spec.masks not in known:
             known[spec.masks] = check_masks(spec.masks, grid(spec.model, spec.clip))
         problems = list(known[spec.masks])

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salt.errors import UserError
+from salt.plan_specs import Cell, Plan
 from salt.plans import decode_plan, plan_dir, read_plan
-from salt.specs import Cell, Plan, Spec
+from salt.specs import Spec
 from salt.store import RunDir, store_path
 from slurm.names import flops_text
 from sweeps.command import add_command, print_json, print_tables

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from salt.flops import cache_cost, output_width, step_cost, target_encoder
 from salt.sizes import encoder_parameters, patch_values, predictor_parameters, tokens
-from salt.specs import RunSpec
+from salt.specs import UNTRAINED, RunSpec
 from sweeps.site import SiteSpec
 
 #: Parts whose blocks are run again in the backward pass under recomputation. The patch embedding is not.
@@ -76,7 +76,7 @@ def checkpoint_bytes(spec: RunSpec) -> int:
     A running run keeps two (`salt.checkpoint.KEPT`), a third while it writes one, and one for each of
     `keep_steps`. The classifier of the supervised reference is left out.
     """
-    if spec.arm in ("random", "raw"):
+    if spec.arm in UNTRAINED:
         return 0
     return 4 * (3 * trained_parameters(spec) + (_encoder_parameters(spec) if spec.arm == "vjepa" else 0))
 
@@ -96,7 +96,7 @@ def cached_target_bytes(spec: RunSpec) -> int:
 
 def trained_parameters(spec: RunSpec) -> int:
     """Numbers that the optimiser moves; the classifier of the supervised reference is left out."""
-    if spec.arm in ("random", "raw"):
+    if spec.arm in UNTRAINED:
         return 0
     encoder = _encoder_parameters(spec)
     if spec.arm == "supervised":

@@ -19,8 +19,9 @@ import msgspec
 
 from salt.errors import UserError
 from salt.lists import VideoList, data_spec, read_list
+from salt.plan_specs import Plan
 from salt.plans import decode_plan, plan_dir
-from salt.specs import DECLARED, DataSpec, Plan, ProbeSpec
+from salt.specs import DECLARED, DataSpec, ProbeSpec
 from salt.store import file_sha256, write_atomically
 from sweeps.bases import Bases
 from sweeps.cell_names import CellNames

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from salt.errors import UserError
-from salt.specs import Refused
+from salt.plan_specs import Refused
 from sweeps.cell_names import CellNames, point_text
 from sweeps.grid import (
     CANNOT_BE_BUILT,

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 import salt_cli
+from salt.plan_specs import Plan
 from salt.plans import decode_plan, encode_plan
-from salt.specs import Plan, spec_id
+from salt.specs import spec_id
 from sweeps.draft import Draft
 from sweeps.plan import draft_plan
 from sweeps.study import Study, load_study

@@ -14,10 +14,11 @@ from pathlib import Path
 import msgspec
 
 from salt.flops import run_cost, step_cost
+from salt.plan_specs import Cell, Plan, PlannedRun
 from salt.plans import encode_plan, plan_dir
+from salt.result_specs import ProbeResult, ProbeScore, RunError, RunResult
 from salt.sizes import SIZES
 from salt.specs import (
-    Cell,
     ClipSpec,
     Cost,
     DataSpec,
@@ -25,13 +26,7 @@ from salt.specs import (
     MaskSpec,
     ModelSpec,
     OptimSpec,
-    Plan,
-    PlannedRun,
-    ProbeResult,
-    ProbeScore,
     ProbeSpec,
-    RunError,
-    RunResult,
     RunSpec,
     TeacherRef,
     VitSpec,

@@ -22,8 +22,8 @@ from analysis.intervals import Interval, holm, t_interval
 from analysis.pareto import configurations, frontier, selected, usable
 from analysis.weak_teacher import student_teacher_pairs, teacher_student_table
 from salt.errors import UserError
+from salt.plan_specs import Cell, PlannedRun
 from salt.plans import read_plan
-from salt.specs import Cell, PlannedRun
 from tests.synthetic import BUDGETS, Study, make_study, touch_plan
 
 TOP = BUDGETS[-1]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from salt.optim import warmup_steps
+from salt.plan_specs import Plan
 from salt.plans import base_of
 from salt.sizes import encoder_parameters, patch_values
-from salt.specs import Plan
 from slurm.names import flops_text
 from sweeps.default_study import PATH, default_study
 from sweeps.design import SATED, STARVED, warnings_of

@@ -13,8 +13,8 @@ import pytest
 
 import salt_cli
 from salt.flops import step_cost
+from salt.plan_specs import Plan
 from salt.plans import read_plan
-from salt.specs import Plan
 from salt.store import RunDir
 from slurm.names import flops_text
 from sweeps.diff_cli import compare

@@ -19,8 +19,10 @@ import pytest
 from salt.claim import STALE_AFTER_S, Claim, ClaimHeld, Holder, read_claim
 from salt.errors import RunFailed
 from salt.flops import run_cost
+from salt.plan_specs import Cell, Plan, PlannedRun
 from salt.plans import encode_plan, plan_dir
-from salt.specs import Cell, ExecSpec, Plan, PlannedRun, ProbeSpec, RunResult, RunSpec, spec_id
+from salt.result_specs import RunResult
+from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 from slurm import local
 from slurm.local import Fleet, Submission

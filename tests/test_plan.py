@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import salt_cli
+from salt.plan_specs import Plan
 from salt.plans import encode_plan, plan_dir, read_plan
-from salt.specs import Plan, RunSpec, spec_id
+from salt.specs import RunSpec, spec_id
 from sweeps.document import parse_yaml
 from sweeps.plan import build_plan, draft_plan, write_plan
 from sweeps.study import load_study

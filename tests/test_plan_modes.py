@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from salt.errors import UserError
 from salt.flops import cache_cost, encode_flops, path_cost, run_cost, step_cost
 from salt.optim import branch_problems, schedule_problems
+from salt.plan_specs import Cell, Plan
 from salt.randomness import run_seed
 from salt.sizes import SIZES
-from salt.specs import Cell, Plan
 from slurm.names import flops_text
 from slurm.prepare import refuse_runs
 from sweeps.costs import costs_csv

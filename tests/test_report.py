@@ -26,7 +26,7 @@ from analysis.pareto import configurations
 from analysis.plots import printable
 from analysis.report import collect, render
 from analysis.tables import frontier_table, percent
-from salt.specs import Cell, PlannedRun
+from salt.plan_specs import Cell, PlannedRun
 from tests.synthetic import BUDGETS, Study, make_study
 
 TOP = BUDGETS[-1]

@@ -14,8 +14,8 @@ import pytest
 from analysis.gather import gather
 from salt.artefact import read_about
 from salt.metrics import read_metrics
+from salt.plan_specs import Plan
 from salt.plans import read_plan
-from salt.specs import Plan
 from salt.store import RunDir
 from tests.console import salt
 

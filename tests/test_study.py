@@ -16,8 +16,8 @@ import pytest
 from analysis.gather import gather
 from salt.claim import read_claim
 from salt.metrics import read_metrics
+from salt.plan_specs import Plan
 from salt.plans import read_plan
-from salt.specs import Plan
 from salt.store import RunDir
 from tests.console import ROOT, salt, start
 

@@ -17,7 +17,8 @@ from salt.errors import RunFailed
 from salt.flops import run_cost
 from salt.learner import Learner
 from salt.metrics import Metrics, read_metrics
-from salt.specs import DataSpec, ExecSpec, PlannedRun, RunSpec, TeacherRef, spec_id
+from salt.plan_specs import PlannedRun
+from salt.specs import DataSpec, ExecSpec, RunSpec, TeacherRef, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 from salt.train import train
 from tests.examples import run_spec

@@ -21,20 +21,10 @@ from salt.flops import run_cost, step_cost
 from salt.learner import Learner
 from salt.metrics import read_metrics
 from salt.optim import branch_problems, build_optimizer, rates, schedule_problems, warmup_steps
+from salt.plan_specs import Plan, PlannedRun
 from salt.randomness import run_seed
-from salt.specs import (
-    DataSpec,
-    ExecSpec,
-    ObjectiveSpec,
-    OptimSpec,
-    Plan,
-    PlannedRun,
-    RunError,
-    RunSpec,
-    TeacherRef,
-    TrunkRef,
-    spec_id,
-)
+from salt.result_specs import RunError
+from salt.specs import DataSpec, ExecSpec, ObjectiveSpec, OptimSpec, RunSpec, TeacherRef, TrunkRef, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 from salt.train import train
 from slurm.prepare import prepare_clips
