@@ -1,0 +1,67 @@
+"""What a run leaves behind: scores of probes, its result, its error."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from salt.specs import Arm, Cost, Frames, ProbeKind, Spec
+
+
+class ProbeScore(Spec, kw_only=True):
+    """One accuracy, with everything needed to judge it."""
+
+    kind: ProbeKind
+    label: str
+    frames: Frames
+    accuracy: float
+    n_report: int
+    n_train: int
+    n_selection: int
+    classes: int
+    chance: float  # share of the most frequent class in the report split
+    selection_accuracy: float
+    selected: dict[str, float]
+    flops: int  # training and evaluating this probe, outside the budget
+
+
+class ProbeResult(Spec, kw_only=True):
+    """`probes/<probe_id>.json`: all scores of one suite on one encoder."""
+
+    probe_id: str
+    run_id: str
+    encoder_sha256: str
+    branch: Literal["student", "ema", "raw"]
+    scores: tuple[ProbeScore, ...]
+    label_free: dict[str, float] = {}  # of the report clips' mean tokens
+    feature_flops: int  # encoding the clips, outside the budget
+    wall_s: float
+
+
+class RunResult(Spec, kw_only=True):
+    """`result.json`: written last. It exists if and only if the run is done."""
+
+    run_id: str
+    arm: Arm
+    steps: int
+    cost: Cost
+    final_loss: float | None
+    artefact_sha256: str | None
+    teacher_sha256: str | None
+    attempts: int
+    train_wall_s: float | None  # of all attempts that led here; None if its log is lost
+    probe_wall_s: float
+    clips_seen: int
+    unique_clips: int
+    epochs: float
+
+
+class RunError(Spec, kw_only=True):
+    """`error.json`: why the last attempt stopped; removed by the next attempt."""
+
+    run_id: str
+    kind: str
+    message: str
+    attempt: int
+    step: int | None
+    host: str
+    traceback: str | None = None
