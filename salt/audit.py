@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from salt.flops import cache_cost, output_width, step_cost, target_encoder
-from salt.sizes import SIZES, grid, patch_values, tokens
+from salt.flops import cache_cost, output_width, step_cost, target_blocks, target_encoder
+from salt.sizes import SIZES, embeds_whole_clips, grid, patch_values, tokens
 from salt.specs import UNTRAINED, Arm, ClipSpec, ModelSpec, NonNegativeInt, Part, RunSpec, Spec, VitSpec
 
 if TYPE_CHECKING:
@@ -145,7 +145,15 @@ def audit_problems(specs: Iterable[RunSpec], *, fvcore: bool = False) -> list[st
 
 def _shape_key(spec: RunSpec) -> tuple[Any, ...]:
     cached = spec.cached_views is not None
-    return spec.arm, spec.model, spec.clip, spec.masks, target_encoder(spec), cached
+    return (
+        spec.arm,
+        spec.model,
+        spec.clip,
+        spec.masks,
+        target_blocks(spec),
+        spec.objective.pixel_weight > 0,
+        cached,
+    )
 
 
 def _size_words(vit: VitSpec) -> str:
@@ -159,15 +167,14 @@ def counted_parts(spec: RunSpec, tool: Tool) -> dict[str, Part]:
         return {}
     batch, vit = spec.optim.batch_clips, spec.model.encoder
     parts: dict[str, Part] = {}
-    for (visible, target), times in _mask_shapes(spec).items():
-        embedding, trunk = count_encoder(tool, vit, spec.model, spec.clip, visible)
-        _add(parts, "patch_embedding", embedding, times * batch)
-        _add(parts, "encoder", trunk, times * batch)
-        if target is not None:
-            name = "decoder" if spec.arm == "pixel" else "predictor"
-            part = count_predictor(tool, spec.model, spec.clip, output_width(spec), visible, target)
-            _add(parts, name, part, times * batch)
-    teacher = target_encoder(spec)
+    shapes = _mask_shapes(spec)
+    embedding, trunk = count_encoder(tool, vit, spec.model, spec.clip, tuple(v for v, _ in shapes))
+    _add(parts, "patch_embedding", embedding, batch)
+    _add(parts, "encoder", trunk, batch)
+    if spec.arm != "supervised":
+        name = "decoder" if spec.arm == "pixel" else "predictor"
+        _add(parts, name, count_predictor(tool, spec.model, spec.clip, output_width(spec), shapes), batch)
+    teacher = target_blocks(spec)
     if teacher is not None:
         name, clips = _teacher_part(spec)
         model = msgspec.structs.replace(spec.model, encoder=teacher)
@@ -175,11 +182,11 @@ def counted_parts(spec: RunSpec, tool: Tool) -> dict[str, Part]:
     return parts
 
 
-def _mask_shapes(spec: RunSpec) -> Counter[tuple[int, int | None]]:
-    """How many masks have each (visible, target) pair; the supervised reference sees the whole clip once."""
+def _mask_shapes(spec: RunSpec) -> tuple[tuple[int, int], ...]:
+    """Visible and target tokens of each mask; the supervised reference sees the whole clip once."""
     if spec.arm == "supervised":
-        return Counter([(tokens(spec.model, spec.clip), None)])
-    return Counter((mask.visible_tokens, mask.target_tokens) for mask in spec.masks)
+        return ((tokens(spec.model, spec.clip), 0),)
+    return tuple((mask.visible_tokens, mask.target_tokens) for mask in spec.masks)
 
 
 def _teacher_part(spec: RunSpec) -> tuple[str, int]:
@@ -201,29 +208,60 @@ def _add(parts: dict[str, Part], name: str, one: Part, clips: int) -> None:
 
 @functools.cache
 def count_encoder(
-    tool: Tool, vit: VitSpec, model: ModelSpec, clip: ClipSpec, count: int
+    tool: Tool, vit: VitSpec, model: ModelSpec, clip: ClipSpec, visible: tuple[int, ...]
 ) -> tuple[Part, Part]:
-    """FLOPs of patch embedding and of trunk in training, on `count` tokens of one clip."""
+    """FLOPs of patch embedding and of trunk in training, on the visible tokens of all masks of one clip."""
     with _meta():
-        encoder, patches, index = _encoder_inputs(vit, model, clip, count)
+        encoder, patches = _encoder_inputs(vit, model, clip)
+        indices = [_places(count) for count in visible]
+        masked = _masked(encoder)
         if tool == "fvcore":
-            operators = multiply_adds(encoder, (patches, index))
-            return _forward(operators["embed"]), _forward(operators["trunk"])
-        embedding = _count(encoder.embed, patches)
-        hidden = patches.new_empty(COUNTED_CLIPS, count, vit.width, requires_grad=True)
-        return embedding, _count(encoder.trunk, hidden, index)
+            operators = multiply_adds(masked, (patches, *indices))
+            return _forward(operators["encoder.embed"]), _forward(operators["encoder.trunk"])
+        whole = embeds_whole_clips(list(visible), patches.shape[1])
+        embedded = patches.shape[1] if whole else sum(visible)
+        embedding = _count(encoder.embed, patches[:, :1].expand(-1, embedded, -1))
+        both = _count(masked, patches, *indices)
+        return embedding, Part(
+            forward=both.forward - embedding.forward, backward=both.backward - embedding.backward
+        )
 
 
 @functools.cache
 def count_predictor(
-    tool: Tool, model: ModelSpec, clip: ClipSpec, output: int, visible: int, target: int
+    tool: Tool, model: ModelSpec, clip: ClipSpec, output: int, masks: tuple[tuple[int, int], ...]
 ) -> Part:
-    """FLOPs of the predictor or pixel decoder in training, for one mask of one clip."""
+    """FLOPs of the predictor or pixel decoder in training, for all masks (visible, target) of one clip."""
+    import torch
+    from torch import nn
+
+    from salt.predictor import Predictor
+
+    width = model.encoder.width
+
+    class Flat(nn.Module):
+        """Tensors in, tensors out: what a tracer can follow."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.predictor = Predictor(
+                model.predictor, grid(model, clip), model.position, input_width=width, output_width=output
+            )
+
+        def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+            third = len(inputs) // 3
+            found: list[torch.Tensor] = self.predictor(
+                list(inputs[:third]), list(inputs[third : 2 * third]), list(inputs[2 * third :])
+            )
+            return found
+
     with _meta():
-        predictor, *inputs = _predictor_inputs(model, clip, output, visible, target)
+        latents = [torch.empty(COUNTED_CLIPS, visible, width, requires_grad=True) for visible, _ in masks]
+        places = [_places(visible) for visible, _ in masks] + [_places(target) for _, target in masks]
+        inputs = (*latents, *places)
         if tool == "fvcore":
-            return _forward(multiply_adds(predictor, tuple(inputs))[""])
-        return _count(predictor, *inputs)
+            return _forward(multiply_adds(Flat(), inputs)[""])
+        return _count(Flat(), *inputs)
 
 
 @functools.cache
@@ -232,7 +270,7 @@ def count_teacher(tool: Tool, vit: VitSpec, model: ModelSpec, clip: ClipSpec) ->
     import torch
 
     with _meta(), torch.no_grad():
-        encoder, patches, _ = _encoder_inputs(vit, model, clip, tokens(model, clip))
+        encoder, patches = _encoder_inputs(vit, model, clip)
         if tool == "fvcore":
             return _forward(multiply_adds(encoder, (patches,))[""])
         return _count(encoder, patches)
@@ -247,32 +285,31 @@ def _meta() -> Iterator[None]:
         yield
 
 
-def _encoder_inputs(vit: VitSpec, model: ModelSpec, clip: ClipSpec, count: int) -> tuple[Any, Any, Any]:
-    """An encoder, patches [clips, count, P] and their places [clips, count]."""
+def _encoder_inputs(vit: VitSpec, model: ModelSpec, clip: ClipSpec) -> tuple[Any, Any]:
+    """An encoder and whole clips, patches [clips, N, P]."""
     import torch
 
     from salt.vit import Encoder
 
     # Not `build_encoder`: initialising would be work without numbers.
     encoder = Encoder(vit, model, grid(model, clip), patch_values(model, clip))
-    patches = torch.empty(COUNTED_CLIPS, count, patch_values(model, clip))
-    return encoder, patches, _places(count)
+    return encoder, torch.empty(COUNTED_CLIPS, tokens(model, clip), patch_values(model, clip))
 
 
-def _predictor_inputs(
-    model: ModelSpec, clip: ClipSpec, output: int, visible: int, target: int
-) -> tuple[Any, Any, Any, Any]:
-    """A predictor, latents [clips, visible, D] and the places of visible and target tokens."""
-    import torch
+def _masked(encoder: Any) -> nn.Module:
+    """The encoder on the visible tokens of masks, as a module."""
+    from torch import nn
 
-    from salt.predictor import Predictor
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
 
-    width = model.encoder.width
-    predictor = Predictor(
-        model.predictor, grid(model, clip), model.position, input_width=width, output_width=output
-    )
-    latents = torch.empty(COUNTED_CLIPS, visible, width, requires_grad=True)
-    return predictor, latents, _places(visible), _places(target)
+        def forward(self, patches: torch.Tensor, *visible: torch.Tensor) -> list[torch.Tensor]:
+            found: list[torch.Tensor] = self.encoder.forward_visible(patches, list(visible))
+            return found
+
+    return Masked()
 
 
 def _places(count: int) -> torch.Tensor:
@@ -292,7 +329,8 @@ def _count(module: nn.Module, *inputs: torch.Tensor) -> Part:
             output = module(*inputs)
         with FlopCounterMode(display=False) as backward:
             if torch.is_grad_enabled():
-                output.backward(torch.empty_like(output))
+                outputs = [output] if isinstance(output, torch.Tensor) else output
+                torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
     return Part(forward=_per_clip(forward.get_total_flops()), backward=_per_clip(backward.get_total_flops()))
 
 

@@ -4,6 +4,7 @@ The convention, `matmul` (docs/flops.md derives it; `salt.flops_paper` is the SA
 
 1. A multiply-add is 2 FLOPs. Counted are matrix products, the patch embedding and attention (scores and
    values); norms, activations, softmax, the optimiser and the EMA update are not (`uncounted_flops`).
+   A patch is embedded once for each token that a mask sees, or once for each clip where that is less.
 2. A transformer block on N tokens of width d with MLP width m: projections 8 N d^2 (query, key, value: 6,
    output: 2), attention scores 2 N^2 d and values 2 N^2 d, MLP 4 N d m. Tokens are those really processed,
    per mask.
@@ -18,7 +19,9 @@ The convention, `matmul` (docs/flops.md derives it; `salt.flops_paper` is the SA
 
 from __future__ import annotations
 
-from salt.sizes import encoder_parameters, patch_values, predictor_parameters, tokens
+import msgspec
+
+from salt.sizes import embeds_whole_clips, encoder_parameters, patch_values, predictor_parameters, tokens
 from salt.specs import UNTRAINED, ClipSpec, Convention, Cost, ModelSpec, Part, RunSpec, VitSpec
 
 #: Passes of backward for one of forward. The patch embedding's input has no gradient; teachers learn nothing.
@@ -53,12 +56,11 @@ def encode_flops(vit: VitSpec, model: ModelSpec, clip: ClipSpec, count: int | No
 
 
 def output_width(spec: RunSpec) -> int:
-    """Width of the predictor's output: patch values for pixels, the teacher's width for latents."""
+    """Width of the predictor's output: patch values for pixels, the teacher's width for latents, or both."""
     if spec.arm == "pixel":
         return patch_values(spec.model, spec.clip)
-    if spec.arm == "salt":
-        return _frozen_teacher(spec).width
-    return spec.model.encoder.width
+    teacher = target_encoder(spec) or spec.model.encoder
+    return teacher.width + (patch_values(spec.model, spec.clip) if spec.objective.pixel_weight else 0)
 
 
 def target_encoder(spec: RunSpec) -> VitSpec | None:
@@ -66,6 +68,12 @@ def target_encoder(spec: RunSpec) -> VitSpec | None:
     if spec.arm == "salt":
         return _frozen_teacher(spec)
     return spec.model.encoder if spec.arm == "vjepa" else None
+
+
+def target_blocks(spec: RunSpec) -> VitSpec | None:
+    """The part of that encoder which runs: up to the layer whose tokens are the targets."""
+    teacher, layer = target_encoder(spec), spec.objective.teacher_layer
+    return teacher if teacher is None or layer is None else msgspec.structs.replace(teacher, depth=layer)
 
 
 def _frozen_teacher(spec: RunSpec) -> VitSpec:
@@ -100,14 +108,16 @@ def clip_lines(spec: RunSpec) -> dict[str, dict[str, int]]:
     model, clip, vit = spec.model, spec.clip, spec.model.encoder
     masked = spec.arm != "supervised"
     counts = [mask.visible_tokens for mask in spec.masks] if masked else [tokens(model, clip)]
+    whole = embeds_whole_clips(counts, tokens(model, clip))
+    embedded = tokens(model, clip) if whole else sum(counts)
     parts = {
-        "patch_embedding": {"embedding": sum(embedding_flops(vit, model, clip, count) for count in counts)},
+        "patch_embedding": {"embedding": embedding_flops(vit, model, clip, embedded)},
         "encoder": _summed([_times(block_lines(vit, count), vit.depth) for count in counts]),
     }
     if masked:
         name = "decoder" if spec.arm == "pixel" else "predictor"
         parts[name] = _summed([predictor_lines(spec, m.visible_tokens, m.target_tokens) for m in spec.masks])
-    teacher = target_encoder(spec)
+    teacher = target_blocks(spec)
     if teacher is not None and spec.cached_views is None:
         parts["teacher_forward"] = whole_clip_lines(teacher, model, clip)
     return parts
@@ -137,7 +147,7 @@ def step_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
 def cache_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
     """FLOPs of encoding the cached targets, once: views x clips of the list. Empty for targets made
     online."""
-    teacher = target_encoder(spec) if spec.cached_views is not None else None
+    teacher = target_blocks(spec) if spec.cached_views is not None else None
     if teacher is None or spec.cached_views is None:
         return Cost(convention=convention)
     if convention == "paper":
@@ -173,7 +183,10 @@ def uncounted_flops(spec: RunSpec) -> dict[str, int]:
     encoder = encoder_parameters(model.encoder, patch_values(model, spec.clip))
     trained = encoder
     if spec.arm != "supervised":
-        trained += predictor_parameters(model.predictor, model.encoder.width, output_width(spec))
+        tokens_of_masks = len(spec.masks) if model.mask_token == "per_mask" else 1
+        trained += predictor_parameters(
+            model.predictor, model.encoder.width, output_width(spec), tokens_of_masks
+        )
     counts = {"optimizer": 14 * trained}
     return counts | {"ema_update": 3 * encoder} if spec.arm == "vjepa" else counts
 

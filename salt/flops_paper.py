@@ -46,7 +46,7 @@ def paper_forward_flops(vit: VitSpec, model: ModelSpec, clip: ClipSpec) -> int:
 
 def paper_step_cost(spec: RunSpec) -> Cost:
     """FLOPs of one step of the whole batch; the patch embedding is inside the encoder's N."""
-    from salt.flops import target_encoder
+    from salt.flops import target_blocks
 
     if spec.arm in UNTRAINED:
         return Cost(convention="paper")
@@ -61,7 +61,7 @@ def paper_step_cost(spec: RunSpec) -> Cost:
             predictor_count(spec), masks * clip_tokens, 1
         ),
     }
-    teacher = target_encoder(spec)
+    teacher = target_blocks(spec)
     if teacher is not None and spec.cached_views is None:
         flops = spec.optim.batch_clips * paper_forward_flops(teacher, spec.model, spec.clip)
         parts["teacher_forward"] = Part(forward=flops)

@@ -1,15 +1,15 @@
-"""What is trained: encoder, predictor, teacher, and the loss of one batch, for every arm."""
+"""What is trained: encoder, predictor, teacher, and the loss of a batch, for every arm."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from salt.flops import output_width
+from salt.flops import output_width, target_encoder
 from salt.masks import draw_masks
 from salt.objectives import distance, latent_targets, pixel_targets
 from salt.predictor import Predictor
@@ -19,6 +19,8 @@ from salt.specs import ModelSpec, RunSpec, VitSpec
 from salt.vit import Encoder, initialise, take_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from salt.specs import ClipSpec
 
 
@@ -30,18 +32,41 @@ def build_encoder(vit: VitSpec, model: ModelSpec, clip: ClipSpec, seed: int) -> 
     return encoder
 
 
-class Learner:
-    """The modules of one run and `loss(patches, step)`; training state is in `tensors()`."""
+class Masks(NamedTuple):
+    """Masks of one batch: those of one shape are stacked along the batch, one list item for each shape."""
+
+    visible: list[torch.Tensor]  # int64 [k * B, V]
+    target: list[torch.Tensor]  # int64 [k * B, M]
+    numbers: list[torch.Tensor] | None  # int64 [k * B], where each mask of a clip has its own mask token
+
+    def to(self, device: torch.device) -> Masks:
+        def moved(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [tensor.to(device, non_blocking=True) for tensor in tensors]
+
+        return Masks(
+            moved(self.visible), moved(self.target), None if self.numbers is None else moved(self.numbers)
+        )
+
+
+class Outcome(NamedTuple):
+    """The loss of one batch and what was computed on the way, for the watchdogs."""
+
+    loss: torch.Tensor  # float32 []
+    encoded: torch.Tensor  # the encoder's tokens of the first mask, [B, V, D], without gradient
+    targets: torch.Tensor | None  # teacher's latents at the first mask's targets, [B, M, D]
+
+
+class Objective(nn.Module):
+    """All trained modules of a run, and its loss: one forward pass, so that wrappers see one module."""
 
     def __init__(self, spec: RunSpec, classes: int | None = None) -> None:
+        super().__init__()
         self.spec = spec
-        self.grid = grid(spec.model, spec.clip)
-        self.seed = run_seed(spec)
-        self.encoder = build_encoder(spec.model.encoder, spec.model, spec.clip, self.seed)
-        self.predictor: Predictor | None = None
-        self.head: nn.Linear | None = None
-        self.teacher: Encoder | None = None
-        random = torch.Generator().manual_seed(torch_seed(self.seed, "predictor"))
+        self.latents = target_encoder(spec) is not None
+        self.pixels = spec.arm == "pixel" or spec.objective.pixel_weight > 0
+        seed = run_seed(spec)
+        self.encoder = build_encoder(spec.model.encoder, spec.model, spec.clip, seed)
+        random = torch.Generator().manual_seed(torch_seed(seed, "predictor"))
         if spec.arm == "supervised":
             if classes is None:
                 raise ValueError("a supervised run needs its number of classes")
@@ -50,88 +75,188 @@ class Learner:
         else:
             self.predictor = Predictor(
                 spec.model.predictor,
-                self.grid,
+                grid(spec.model, spec.clip),
                 spec.model.position,
                 input_width=spec.model.encoder.width,
                 output_width=output_width(spec),
+                mask_tokens=len(spec.masks) if spec.model.mask_token == "per_mask" else 1,
             )
             initialise(self.predictor, spec.model.init, random)
+
+    def forward(
+        self,
+        patches: torch.Tensor,
+        masks: Masks | None,
+        latents: torch.Tensor | list[torch.Tensor] | None,
+        labels: torch.Tensor | None = None,
+    ) -> Outcome:
+        """Mean loss of a batch, patches [B, N, P]; `latents` are the teacher's, of whole clips or at
+        targets."""
+        if self.spec.arm == "supervised":
+            assert labels is not None
+            encoded = self.encoder(patches)
+            loss = F.cross_entropy(self.head(encoded.mean(dim=1)).float(), labels)
+            return Outcome(loss, encoded.detach(), None)
+        assert masks is not None
+        encoded_lists = self.encoder.forward_visible(patches, masks.visible)
+        predicted = self.predictor(encoded_lists, masks.visible, masks.target, masks.numbers)
+        wanted = self._latents(latents, masks) if self.latents else None
+        pixels = self._pixels(patches) if self.pixels else None
+        total = patches.new_zeros((), dtype=torch.float32)
+        for place, (prediction, target) in enumerate(zip(predicted, masks.target, strict=True)):
+            # Every mask of a clip has the same weight, however they are stacked.
+            share = len(target) / len(patches) / len(self.spec.masks)
+            loss = self._distance(
+                prediction,
+                None if wanted is None else wanted[place],
+                None if pixels is None else take_tokens(pixels, target),
+            )
+            total = total + share * loss
+        batch = len(patches)
+        first = None if wanted is None else wanted[0][:batch].detach()
+        return Outcome(total, encoded_lists[0][:batch].detach(), first)
+
+    def _distance(
+        self, prediction: torch.Tensor, latents: torch.Tensor | None, pixels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Of one group of masks; a hybrid's prediction is latents and pixels side by side."""
+        objective = self.spec.objective
+        if latents is None:
+            assert pixels is not None
+            return distance(prediction, pixels, objective.pixel_loss)
+        if pixels is None:
+            return distance(prediction, latents, objective.latent_loss)
+        of_latents, of_pixels = prediction.split([latents.shape[-1], pixels.shape[-1]], dim=-1)
+        of_both = distance(of_latents, latents, objective.latent_loss)
+        return of_both + objective.pixel_weight * distance(of_pixels, pixels, objective.pixel_loss)
+
+    @torch.no_grad()
+    def _latents(self, latents: torch.Tensor | list[torch.Tensor] | None, masks: Masks) -> list[torch.Tensor]:
+        assert latents is not None
+        if isinstance(latents, torch.Tensor):
+            latents = [take_tokens(latents, target) for target in masks.target]
+        return [latent_targets(wanted, self.spec.objective.target_layer_norm) for wanted in latents]
+
+    @torch.no_grad()
+    def _pixels(self, patches: torch.Tensor) -> torch.Tensor:
+        return pixel_targets(patches, self.spec.clip.channels, self.spec.objective.pixel_norm)
+
+
+class Learner:
+    """The objective of one run with its teacher; all that a resumed run needs is in `tensors()`."""
+
+    def __init__(self, spec: RunSpec, classes: int | None = None) -> None:
+        self.spec = spec
+        self.grid = grid(spec.model, spec.clip)
+        self.seed = run_seed(spec)
+        self.objective = Objective(spec, classes)
+        self.teacher: Encoder | None = None
         if spec.arm == "vjepa":
-            self.teacher = freeze(copy.deepcopy(self.encoder))
+            self.teacher = freeze(copy.deepcopy(self.objective.encoder))
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.objective.encoder
 
     @property
     def trained(self) -> list[nn.Module]:
-        return [module for module in (self.encoder, self.predictor, self.head) if module is not None]
+        return list(self.objective.children())
 
     def to(self, device: torch.device) -> None:
-        for module in (*self.trained, self.teacher):
+        for module in (self.objective, self.teacher):
             if module is not None:
                 module.to(device)
 
+    def outcome(
+        self,
+        patches: torch.Tensor,
+        step: int,
+        places: range | None = None,
+        *,
+        labels: torch.Tensor | None = None,
+        latents: torch.Tensor | list[torch.Tensor] | None = None,
+        masks: Masks | None = None,
+    ) -> Outcome:
+        """Loss of the clips at `places` (default: 0 on) of the step's batch, patches [B, N, P].
+
+        `latents` are targets from a cache, [B, N, D] or at each mask's targets; else the teacher makes them.
+        """
+        places = range(len(patches)) if places is None else places
+        if masks is None and self.spec.arm != "supervised":
+            masks = self.masks(step, places).to(patches.device)
+        if self.spec.optim.precision == "bfloat16":
+            with torch.autocast(patches.device.type, torch.bfloat16):
+                return self._outcome(patches, masks, latents, labels)
+        return self._outcome(patches, masks, latents, labels)
+
+    def _outcome(
+        self,
+        patches: torch.Tensor,
+        masks: Masks | None,
+        latents: torch.Tensor | list[torch.Tensor] | None,
+        labels: torch.Tensor | None,
+    ) -> Outcome:
+        if latents is None and self.teacher is not None:
+            with torch.no_grad():
+                latents = self.teacher(patches, self.spec.objective.teacher_layer)
+        outcome: Outcome = self.objective(patches, masks, latents, labels)
+        return outcome
+
     def loss(self, patches: torch.Tensor, step: int, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Loss of a batch, patches [B, N, P], at `step`, which draws the masks."""
-        if self.spec.arm == "supervised":
-            assert self.head is not None
-            assert labels is not None
-            return F.cross_entropy(self.head(self.encoder(patches).mean(dim=1)), labels)
-        targets = self._targets(patches)  # [B, N, output width]
-        masks = self._masks(len(patches), step)
-        # Every mask has the same weight, however they are stacked.
-        losses = [
-            self._masked_loss(patches, targets, visible, target) * (len(visible) // len(patches))
-            for visible, target in masks
-        ]
-        return sum(losses[1:], start=losses[0]) / len(self.spec.masks)
+        """Loss of a whole batch, patches [B, N, P]."""
+        return self.outcome(patches, step, labels=labels).loss
 
-    @torch.no_grad()
-    def _targets(self, patches: torch.Tensor) -> torch.Tensor:
-        objective = self.spec.objective
-        if self.spec.arm == "pixel":
-            return pixel_targets(patches, self.spec.clip.channels, objective.pixel_norm)
-        assert self.teacher is not None
-        return latent_targets(self.teacher(patches), objective.target_layer_norm)
-
-    def _masks(self, clips: int, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Masks of the step, those of equal shape stacked along the batch: [k * B, V] and [k * B, M]."""
-        shapes: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    def masks(self, step: int, places: range) -> Masks:
+        """Masks of the clips at these places of the step's batch, on the CPU."""
+        shapes: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
         for index, mask in enumerate(self.spec.masks):
-            drawn = draw_masks(mask, self.grid, clips, seed=self.seed, step=step, index=index)
-            visible, target = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1])
-            shapes.setdefault((visible.shape[1], target.shape[1]), []).append((visible, target))
-        return [
-            (torch.cat([v for v, _ in same]), torch.cat([t for _, t in same])) for same in shapes.values()
-        ]
+            if mask.keep == "batch_min":
+                group, rest = divmod(places.start, mask.keep_clips)
+                if rest or len(places) != mask.keep_clips:
+                    raise ValueError(f"masks[{index}]: clips {places} are not one group of {mask.keep_clips}")
+                from salt.masks import draw_group  # type: ignore[attr-defined]
 
-    def _masked_loss(
-        self, patches: torch.Tensor, targets: torch.Tensor, visible: torch.Tensor, target: torch.Tensor
-    ) -> torch.Tensor:
-        assert self.predictor is not None
-        objective = self.spec.objective
-        visible, target = visible.to(patches.device), target.to(patches.device)
-        seen = take_tokens(patches, visible)  # [k B, V, P]
-        predictions = self.predictor(self.encoder(seen, visible), visible, target)  # [k B, M, output width]
-        wanted = take_tokens(targets, target)
-        kind = objective.pixel_loss if self.spec.arm == "pixel" else objective.latent_loss
-        return distance(predictions, wanted, kind)
+                drawn = draw_group(mask, self.grid, group, seed=self.seed, step=step, index=index)
+            else:
+                drawn = draw_masks(mask, self.grid, len(places), seed=self.seed, step=step, index=index)
+            visible, target = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1])
+            shapes.setdefault((visible.shape[1], target.shape[1]), []).append((visible, target, index))
+        numbers = None
+        if self.spec.model.mask_token == "per_mask":
+            numbers = [
+                torch.cat([torch.full((len(v),), index) for v, _, index in same]) for same in shapes.values()
+            ]
+        return Masks(
+            [torch.cat([v for v, _, _ in same]) for same in shapes.values()],
+            [torch.cat([t for _, t, _ in same]) for same in shapes.values()],
+            numbers,
+        )
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """V-JEPA's average after a step: teacher <- momentum * teacher + (1 - momentum) * encoder."""
+        """V-JEPA's average after a step: teacher <- momentum * teacher + (1 - momentum) * encoder.
+
+        Both are float32 whatever the compute type: bfloat16 would lose 1 - momentum below 1/256.
+        """
         if self.spec.arm == "vjepa":
             assert self.teacher is not None
             torch._foreach_lerp_(
                 list(self.teacher.parameters()), list(self.encoder.parameters()), 1 - momentum
             )
 
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What is saved: trained modules, and V-JEPA's average under `ema`."""
+        found: dict[str, nn.Module] = dict(self.objective.named_children())
+        if self.spec.arm == "vjepa":
+            assert self.teacher is not None
+            found["ema"] = self.teacher
+        return found
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All weights that a resumed run needs, by name."""
-        modules = {"encoder": self.encoder, "predictor": self.predictor, "head": self.head}
-        if self.spec.arm == "vjepa":
-            modules["ema"] = self.teacher
         return {
             f"{name}.{key}": tensor
-            for name, module in modules.items()
-            if module is not None
+            for name, module in self.modules().items()
             for key, tensor in module.state_dict().items()
         }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
@@ -25,10 +23,25 @@ def pixel_targets(patches: torch.Tensor, channels: int, norm: str) -> torch.Tens
 
 
 def latent_targets(latents: torch.Tensor, layer_norm: bool) -> torch.Tensor:
-    """The teacher's output tokens [B, N, D], by default with an affine-free layer norm over features."""
+    """The teacher's output tokens [..., D], float32, by default with an affine-free layer norm over
+    features."""
+    latents = latents.float()
     return F.layer_norm(latents, latents.shape[-1:]) if layer_norm else latents
 
 
 def distance(prediction: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Tensor:
-    """Mean over clips, target tokens and features of |p - t| or (p - t)^2."""
-    return F.l1_loss(prediction, target) if kind == "l1" else F.mse_loss(prediction, target)
+    """Mean over clips and target tokens of the distance between [B, M, D] and [B, M, D], in float32.
+
+    `l1` |p - t| and `l2` (p - t)^2 are means over features too; so is `smooth_l1`, (p - t)^2 / 2 below 1 and
+    |p - t| - 1/2 above. `cosine` is 1 - cos(p, t).
+    """
+    prediction, target = prediction.float(), target.float()
+    if kind == "l1":
+        return F.l1_loss(prediction, target)
+    if kind == "l2":
+        return F.mse_loss(prediction, target)
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(prediction, target)
+    if kind == "cosine":
+        return 1 - F.cosine_similarity(prediction, target, dim=-1).mean()
+    raise ValueError(f"no distance is called {kind!r}")

@@ -42,6 +42,11 @@ def tokens(model: ModelSpec, clip: ClipSpec) -> int:
     return time * height * width
 
 
+def embeds_whole_clips(visible: list[int], count: int) -> bool:
+    """Whether embedding all `count` patches of a clip once is less work than those that its masks see."""
+    return sum(visible) > count
+
+
 def encoder_parameters(vit: VitSpec, patch: int) -> int:
     """Trained numbers of an encoder: patch embedding, blocks with all biases, final norm."""
     return patch * vit.width + vit.width + vit.depth * _block_parameters(vit) + 2 * vit.width

@@ -10,13 +10,18 @@ from torch import nn
 
 from salt.masks import Grid
 from salt.positions import rotary_table, rotate, sincos_table
+from salt.sizes import embeds_whole_clips
 from salt.specs import ModelSpec, PositionSpec, VitSpec
 
 NORM_EPS = 1e-6
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with fused attention."""
+    """Pre-norm transformer block with fused attention.
+
+    Token lists of several lengths go through at once: norms and matrix products see all tokens as one long
+    list, only attention keeps the lists apart.
+    """
 
     def __init__(self, vit: VitSpec) -> None:
         super().__init__()
@@ -28,17 +33,31 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(vit.width, vit.mlp_width)
         self.fc2 = nn.Linear(vit.mlp_width, vit.width)
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
-        """x [B, n, D], rotary complex [B or 1, n, 1, 1, head width / 2] -> [B, n, D]."""
-        batch, n, width = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, n, 3, self.heads, width // self.heads)
-        queries_keys = qkv[:, :, :2]
-        if rotary is not None:
-            queries_keys = rotate(queries_keys, rotary)
-        q, k = queries_keys.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, n, head width]
-        v = qkv[:, :, 2].transpose(1, 2)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        x = x + self.proj(attended.transpose(1, 2).reshape(batch, n, width))
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: list[torch.Tensor] | None = None,
+        shapes: list[tuple[int, int]] | None = None,
+    ) -> torch.Tensor:
+        """x [B, n, D], or lists of `shapes` (B, n) as one list [sum of B * n, D] -> the same shape.
+
+        `rotary` has one table for each list, [B or 1, n, 1, 1, ...] as `salt.positions.rotate` wants it.
+        """
+        width = x.shape[-1]
+        shapes = [(x.shape[0], x.shape[1])] if shapes is None else shapes
+        qkv = self.qkv(self.norm1(x)).view(-1, 3 * width)
+        attended = []
+        parts = qkv.split([batch * n for batch, n in shapes])
+        for place, (part, (batch, n)) in enumerate(zip(parts, shapes, strict=True)):
+            heads = part.view(batch, n, 3, self.heads, width // self.heads)
+            queries_keys = heads[:, :, :2]
+            if rotary is not None:
+                queries_keys = rotate(queries_keys, rotary[place])
+            q, k = queries_keys.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, n, head width]
+            mixed = F.scaled_dot_product_attention(q, k, heads[:, :, 2].transpose(1, 2))
+            attended.append(mixed.transpose(1, 2).reshape(batch * n, width))
+        together = attended[0] if len(attended) == 1 else torch.cat(attended)
+        x = x + self.proj(together.view(x.shape))
         # The exact GELU, as V-JEPA; on a CPU it is also 2.7 times faster than the tanh form.
         output: torch.Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return output
@@ -60,18 +79,52 @@ class Trunk(nn.Module):
         self.register_buffer("rotary", rotary, persistent=False)
         self.register_buffer("sincos", sincos, persistent=False)
 
-    def forward(self, x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-        """x [B, n, D] at grid places `index` [B, n] (None: the whole grid in order) -> [B, n, D]."""
-        rotary = self.rotary
-        if rotary is not None:
-            rotary = rotary[None] if index is None else rotary[index]  # [B or 1, n, head width / 2]
-            rotary = rotary[:, :, None, None]
+    def forward(
+        self,
+        lists: list[torch.Tensor],
+        indices: list[torch.Tensor | None],
+        layers: tuple[int, ...] | None = None,
+    ) -> list[torch.Tensor]:
+        """Tokens x [B, n, D] at grid places `index` [B, n] (None: the whole grid in order) -> [B, n, D] each.
+
+        With `layers` only as many blocks run as they name, and each list comes out once for every layer,
+        lists of the first layer first: its tokens after that many blocks, through the final norm.
+        """
+        shapes = [(x.shape[0], x.shape[1]) for x in lists]
         if self.sincos is not None:
-            x = x + (self.sincos if index is None else self.sincos[index])
-        for block in self.blocks:
-            x = block(x, rotary)
-        normed: torch.Tensor = self.norm(x)
-        return normed
+            sincos = self.sincos
+            lists = [
+                x + (sincos if index is None else sincos[index])
+                for x, index in zip(lists, indices, strict=True)
+            ]
+        rotary = None
+        if self.rotary is not None:
+            table = self.rotary
+            # Looked up once for all layers, with a place for (query or key) and for heads.
+            rotary = [(table[None] if index is None else table[index])[:, :, None, None] for index in indices]
+        x = joined(lists)
+        if layers is None:
+            for block in self.blocks:
+                x = block(x, rotary, shapes)
+            return separated(self.norm(x), shapes)
+        found = {}
+        for number, block in enumerate(self.blocks[: max(layers)], start=1):
+            x = block(x, rotary, shapes)
+            if number in layers:
+                found[number] = self.norm(x)
+        return [part for layer in layers for part in separated(found[layer], shapes)]
+
+
+def joined(lists: list[torch.Tensor]) -> torch.Tensor:
+    """Lists of tokens [B, n, D] as one list [sum of B * n, D]."""
+    flat = [x.flatten(0, 1) for x in lists]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def separated(x: torch.Tensor, shapes: list[tuple[int, int]]) -> list[torch.Tensor]:
+    """The inverse of `joined`."""
+    parts = x.split([batch * n for batch, n in shapes])
+    return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Encoder(nn.Module):
@@ -82,9 +135,32 @@ class Encoder(nn.Module):
         self.embed = nn.Linear(patch_values, vit.width)
         self.trunk = Trunk(vit, grid, model.position)
 
-    def forward(self, patches: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
-        """patches [B, n, P] at grid places `index` [B, n] (None: all, in order) -> [B, n, D]."""
-        encoded: torch.Tensor = self.trunk(self.embed(patches), index)
+    def forward(self, patches: torch.Tensor, layer: int | None = None) -> torch.Tensor:
+        """All tokens of whole clips: patches [B, N, P] -> [B, N, D], of the last layer or after `layer`
+        blocks."""
+        layers = None if layer is None else (layer,)
+        encoded: list[torch.Tensor] = self.trunk([self.embed(patches)], [None], layers)
+        return encoded[0]
+
+    def forward_layers(self, patches: torch.Tensor, layers: tuple[int, ...]) -> list[torch.Tensor]:
+        """Tokens [B, N, D] after each of these numbers of blocks, through the final norm."""
+        encoded: list[torch.Tensor] = self.trunk([self.embed(patches)], [None], layers)
+        return encoded
+
+    def forward_visible(self, patches: torch.Tensor, visible: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Visible tokens only: patches [B, N, P] and masks' indices [k * B, V], each -> [k * B, V, D].
+
+        A patch is embedded once for each clip where masks together see more tokens than the clip has, else
+        once for each token that is seen.
+        """
+        batch, n, _ = patches.shape
+        if embeds_whole_clips([index.shape[0] // batch * index.shape[1] for index in visible], n):
+            embedded = self.embed(patches)
+            lists = [take_tokens(embedded, index) for index in visible]
+        else:
+            seen = joined([take_tokens(patches, index) for index in visible])
+            lists = separated(self.embed(seen), [(index.shape[0], index.shape[1]) for index in visible])
+        encoded: list[torch.Tensor] = self.trunk(lists, visible)
         return encoded
 
 

@@ -241,7 +241,7 @@ def test_hand_check_of_one_linear_layer() -> None:
     vit = VitSpec(width=64, depth=1, heads=4, mlp_width=256)
     model = ModelSpec(encoder=vit, predictor=vit, tubelet_frames=1, patch_px=8)
     clip = ClipSpec(frames=16, store_px=16, crop_px=16, channels=1)
-    embedding, trunk = count_encoder("torch", vit, model, clip, 10)
+    embedding, trunk = count_encoder("torch", vit, model, clip, (10,))
     assert embedding_flops(vit, model, clip, 10) == embedding.forward == embedding.backward == 81_920
     assert trunk.forward == 12 * 81_920 + 4 * 10 * 10 * 64
 
