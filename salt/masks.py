@@ -1,18 +1,23 @@
-"""V-JEPA's multi-block masks with a fixed number of visible and of target tokens.
+"""Masks: which tokens of a clip are visible and which are predicted.
 
-A mask is a union of rectangles that last the whole clip (tubes). The published sampler cuts the
-token lists of a device batch to the shortest one, so that its token count, and with it its FLOPs, depends
-on the batch and the cut eats the end of the clip. Here the counts belong to the `MaskSpec`: masks with too
-few tokens are drawn again, surplus tokens are dropped at random. Shapes are static, planned tokens are
-the processed tokens.
+A mask is a union of rectangles that last the whole clip (V-JEPA), of which a causal mask shows the first
+time steps only, or a set of random tubes (VideoMAE). The published V-JEPA sampler cuts the token lists of a
+device batch to the shortest one, so that its token count, and with it its FLOPs, depends on the batch, and
+the cut eats the end of the clip (`batch_min`, by `draw_group`). By default the counts belong to the
+`MaskSpec`: layouts with too few tokens are drawn again, surplus tokens are dropped at random. Shapes are
+static, planned tokens are the processed tokens.
+
+The mask of a clip is a function of seed, step, place of the mask in the run and place of the clip in the
+global batch: any process can draw any part of a batch alone.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from salt.errors import UserError
-from salt.randomness import generator
+from salt.mask_blocks import layouts, published_cells, sampled_cells, size_table, unpacked
+from salt.randomness import distinct31, generator, hash64, stream_key
 from salt.sizes import check_mask
 from salt.specs import MaskSpec
 
@@ -20,121 +25,169 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Candidates drawn at once for each clip, and how often that is repeated before giving up.
-CANDIDATES = 4
-ROUNDS = 64
+    #: Visible and target tokens, each int64 [clips, tokens].
+    TokenLists = tuple[NDArray[np.int64], NDArray[np.int64]]
+
 #: A mask whose blocks meet its counts more rarely than this is refused when the plan is made.
 LEAST_ACCEPTANCE = 0.05
+#: Layouts drawn to estimate that.
+LAYOUTS = 2000
 #: V-JEPA 2 trains with 24 clips a device; that many device batches give the mean to about 1 % of the clip.
 CLIPS_PER_DEVICE = 24
 DEVICE_BATCHES = 1000
+#: Clips drawn at once: their keys stay in a core's cache.
+CHUNK_CLIPS = 64
 
 Grid = tuple[int, int, int]
 
 
 def draw_masks(
-    mask: MaskSpec, grid: Grid, clips: int, *, seed: int, step: int, index: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    mask: MaskSpec, grid: Grid, places: range | int, *, seed: int, step: int, index: int
+) -> TokenLists:
     """Visible and target token indices of one step: int64 [clips, visible] and [clips, target], ascending.
 
-    Tokens are numbered time-major: `(t * height + y) * width + x`. The clip at place i of the global batch
-    gets the same mask for any number of workers or ranks.
+    Tokens are numbered time-major: `(t * height + y) * width + x`. `places` are those of the clips in the
+    global batch, a number n means `range(n)`; `index` is the mask's place in the run.
 
     Raises:
         UserError: the blocks cannot meet the counts.
+        ValueError: the mask's counts depend on its group (`draw_group`).
     """
     import numpy as np
 
-    time, height, width = grid
-    rng = generator(seed, "mask", step, index)
-    covered = np.zeros((clips, height, width), dtype=bool)
-    waiting = np.arange(clips)
-    for _ in range(ROUNDS):
-        blocks = _draw_blocks(rng, mask, (height, width), len(waiting) * CANDIDATES)
-        blocks = blocks.reshape(len(waiting), CANDIDATES, height, width)
-        accepted = _accepted(blocks, mask, time)  # [waiting, CANDIDATES]
-        found = accepted.any(axis=1)
-        first = accepted.argmax(axis=1)
-        covered[waiting[found]] = blocks[found, first[found]]
-        waiting = waiting[~found]
-        if not len(waiting):
-            break
-    else:
-        raise UserError(_refusal(mask, grid, f"masks[{index}]"))
-    tubes = np.broadcast_to(covered[:, None], (clips, time, height, width)).reshape(clips, -1)
-    order = rng.random(tubes.shape)
-    visible = _choose(order, ~tubes, mask.visible_tokens)
-    target = _choose(order, tubes, mask.target_tokens)
+    if mask.keep != "fixed":
+        raise ValueError(f"keep is {mask.keep}: the counts differ between groups, see draw_group")
+    places = range(places) if isinstance(places, int) else places
+    visible = np.empty((len(places), mask.visible_tokens), dtype=np.int64)
+    target = np.empty((len(places), mask.target_tokens), dtype=np.int64)
+    key = np.uint64(stream_key(seed, "mask", step, index))
+    draw = _draw_tubes if mask.kind == "tube" else _draw_blocks
+    for start in range(0, len(places), CHUNK_CLIPS):
+        part = places[start : start + CHUNK_CLIPS]
+        keys = hash64(key, np.arange(part.start, part.stop, part.step, dtype=np.uint64))
+        rows = slice(start, start + len(part))
+        visible[rows], target[rows] = draw(mask, grid, keys, f"masks[{index}]")
     return visible, target
 
 
-def _draw_blocks(
-    rng: np.random.Generator, mask: MaskSpec, side: tuple[int, int], count: int
-) -> NDArray[np.bool_]:
-    """`count` unions of rectangles on the spatial grid, bool [count, height, width].
+def draw_group(mask: MaskSpec, grid: Grid, group: int, *, seed: int, step: int, index: int) -> TokenLists:
+    """Tokens of the `keep_clips` clips from place `group * keep_clips` on, cut as the published sampler does.
 
-    The blocks of one mask share a size: area `scale` of the grid, aspect log-uniform. Every cell can be
-    covered, those at the edges included.
+    The group has one block size and every clip its own places for them, drawn again while nothing is visible.
+    Lists are cut at their end, so at the clip's, to the shortest of the group. Returns int64 [keep_clips, v]
+    and [keep_clips, m], ascending; v and m are the group's own.
+
+    Raises:
+        UserError: blocks of the group's size hardly ever leave a visible token.
+        ValueError: the mask has fixed counts (`draw_masks`).
     """
     import numpy as np
 
+    if mask.keep != "batch_min" or mask.kind == "tube":
+        raise ValueError(f"a {mask.kind} mask with keep {mask.keep} has no groups, see draw_masks")
+    time, *side = grid
     height, width = side
-    area = mask.scale * height * width
-    aspect = np.exp(rng.uniform(np.log(mask.aspect_min), np.log(mask.aspect_max), (count, 1)))
-    tall = np.clip(np.rint(np.sqrt(area * aspect)), 1, height)  # [count, 1]
-    wide = np.clip(np.rint(np.sqrt(area / aspect)), 1, width)
-    return _placed(rng, tall, wide, mask.blocks, side)
+    table = size_table(mask, height, width)
+    number = hash64(
+        np.uint64(stream_key(seed, "mask group", step, index)), np.array([group], dtype=np.uint64)
+    )
+    size = table[:, number % np.uint64(table.shape[1])]  # [2, 1]
+    first = group * mask.keep_clips
+    keys = hash64(
+        np.uint64(stream_key(seed, "mask", step, index)),
+        np.arange(first, first + mask.keep_clips, dtype=np.uint64),
+    )
+    bits, found = layouts(mask, (height, width), keys, size, free=1, covered=0)
+    if not found.all():
+        raise UserError(_refusal(mask, grid, f"masks[{index}]"))
+    predicted = np.repeat(unpacked(bits, (height, width))[:, None], time, axis=1)  # [clips, time, cells]
+    visible = ~predicted
+    context = mask.context_frames or time
+    visible[:, context:] = False
+    predicted[:, context:] = True
+    return _cut(visible), _cut(predicted)
 
 
-def _placed(
-    rng: np.random.Generator, tall: NDArray[Any], wide: NDArray[Any], blocks: int, side: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Unions of `blocks` rectangles of the given sizes [count, 1] at random places, bool [count, *side]."""
+def _cut(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Places of what is chosen in each row [rows, ...], as many as in the shortest row, its first ones."""
     import numpy as np
 
-    height, width = side
-    top, left = _corners(rng, tall, wide, blocks, side)
-    y, x = np.arange(height), np.arange(width)
-    rows = (y >= top[..., None]) & (y < (top + tall)[..., None])  # [count, blocks, height]
-    columns = (x >= left[..., None]) & (x < (left + wide)[..., None])  # [count, blocks, width]
-    # A product of 0/1 matrices counts the blocks over each cell.
-    counts = rows.transpose(0, 2, 1).astype(np.float32) @ columns.astype(np.float32)
-    covered: NDArray[np.bool_] = counts > 0
-    return covered
+    rows = chosen.reshape(len(chosen), -1)
+    counts = np.count_nonzero(rows, axis=1)
+    first = np.cumsum(counts) - counts
+    kept: NDArray[np.int64] = np.flatnonzero(rows)[first[:, None] + np.arange(counts.min())]
+    kept -= np.arange(len(rows))[:, None] * rows.shape[1]
+    return kept
 
 
-def _corners(
-    rng: np.random.Generator, tall: NDArray[Any], wide: NDArray[Any], blocks: int, side: tuple[int, int]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Random first rows and columns of `blocks` rectangles of the given sizes [count, 1], each [count,
-    blocks]."""
+def _draw_blocks(mask: MaskSpec, grid: Grid, keys: NDArray[np.uint64], where: str) -> TokenLists:
+    """Fixed counts of tokens outside and under a union of blocks, for each of `keys`."""
     import numpy as np
 
-    (height, width), count = side, len(tall)
-    top = np.floor(rng.random((count, blocks)) * (height - tall + 1))
-    left = np.floor(rng.random((count, blocks)) * (width - wide + 1))
-    return top, left
+    time, height, width = grid
+    side, cells, context = (height, width), height * width, mask.context_frames or time
+    free, covered = needed_cells(mask, grid)
+    bits, found = layouts(mask, side, keys, size_table(mask, height, width), free, covered)
+    if not found.all():
+        raise UserError(_refusal(mask, grid, where))
+    order = distinct31(hash64(keys, np.uint64(0)), time * cells)
+    # The 32nd bit puts the tokens that are to be predicted behind all others.
+    steps = order.reshape(len(keys), time, cells)
+    steps |= (unpacked(bits, side).astype(np.uint32) << np.uint32(31))[:, None]
+    steps[:, context:] |= np.uint32(1 << 31)
+    return _first(order, mask.visible_tokens), _last(order, mask.target_tokens)
 
 
-def _covered_cells(
-    rng: np.random.Generator, tall: NDArray[Any], wide: NDArray[Any], blocks: int, side: tuple[int, int]
-) -> NDArray[np.int64]:
-    """Cells under each union of `_placed`, int64 [count], without the unions: four times as fast."""
+def _draw_tubes(mask: MaskSpec, grid: Grid, keys: NDArray[np.uint64], where: str) -> TokenLists:
+    """Random cells visible at every time step, others predicted, for each of `keys`."""
     import numpy as np
 
-    height, width = side
-    if width > 62:
-        counted: NDArray[np.int64] = _placed(rng, tall, wide, blocks, side).sum(axis=(1, 2))
-        return counted
-    top, left = _corners(rng, tall, wide, blocks, side)
-    first, last = top.astype(np.int8), (top + tall).astype(np.int8)
-    # A row of the grid as the bits of a number; each block sets its columns' bits in the rows that it covers.
-    span = (np.left_shift(1, wide.astype(np.int64)) - 1) << left.astype(np.int64)
-    cells = np.zeros(len(tall), dtype=np.int64)
-    for row in range(height):
-        bits = np.where((first <= row) & (row < last), span, 0)
-        cells += np.bitwise_count(np.bitwise_or.reduce(bits, axis=1))
-    return cells
+    time, height, width = grid
+    order = distinct31(hash64(keys, np.uint64(0)), height * width)
+    steps = np.arange(time)[:, None] * (height * width)
+    visible = _first(order, mask.visible_tokens // time)[:, None] + steps  # [clips, time, cells]
+    target = _last(order, mask.target_tokens // time)[:, None] + steps
+    return visible.reshape(len(keys), -1), target.reshape(len(keys), -1)
+
+
+def _first(order: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
+    """Places of the `count` smallest numbers of each row, ascending, int64 [rows, count]; none are alike."""
+    import numpy as np
+
+    limit = np.partition(order, count - 1, axis=1)[:, count - 1 : count]
+    return _places(order <= limit)
+
+
+def _last(order: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
+    """Places of the `count` largest numbers of each row, ascending, int64 [rows, count]; none are alike."""
+    import numpy as np
+
+    place = order.shape[1] - count
+    limit = np.partition(order, place, axis=1)[:, place : place + 1]
+    return _places(order >= limit)
+
+
+def _places(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Places of what is chosen in each row, as many in all of them."""
+    import numpy as np
+
+    rows, length = chosen.shape
+    places = np.flatnonzero(chosen).reshape(rows, -1)
+    places -= np.arange(rows)[:, None] * length
+    return places
+
+
+def needed_cells(mask: MaskSpec, grid: Grid) -> tuple[int, int]:
+    """Free and covered cells that a layout of blocks must have for the mask's counts.
+
+    A group that is cut to its shortest lists needs one visible cell.
+    """
+    time, height, width = grid
+    if mask.keep == "batch_min":
+        return 1, 0
+    context = mask.context_frames or time
+    later = (time - context) * height * width  # predicted whatever the blocks
+    return -(-mask.visible_tokens // context), max(0, -((later - mask.target_tokens) // context))
 
 
 def published_counts(
@@ -144,60 +197,45 @@ def published_counts(
     aspect_max: float,
     grid: Grid,
     clips: int = CLIPS_PER_DEVICE,
+    context_frames: int | None = None,
 ) -> tuple[int, int]:
     """Mean visible and target tokens of a clip under V-JEPA's published sampler; the same on every machine.
 
     That sampler (facebookresearch/vjepa2) draws one block size for a device batch (`round(sqrt(area *
     aspect))` cells high, the aspect uniform in its range), places the blocks for each clip, draws a clip
     without a visible token again, and cuts every clip's two lists to the shortest of the batch: its mean
-    counts depend on the number of `clips` a device holds.
+    counts depend on the number of `clips` a device holds. With `context_frames` the mask is causal: that many
+    steps of the token grid are visible at most, all later ones predicted.
     """
-    import numpy as np
-
-    time, *side = grid
-    height, width = side
+    time, height, width = grid
     rng = generator(0, "published mask counts", blocks, *grid, clips)
-    area = int(height * width * scale)
-    aspect = np.repeat(rng.uniform(aspect_min, aspect_max, DEVICE_BATCHES), clips)[:, None]
-    tall = np.clip(np.rint(np.sqrt(area * aspect)), 1, height)
-    wide = np.clip(np.rint(np.sqrt(area / aspect)), 1, width)
-    covered = np.full(len(tall), height * width)
-    for _ in range(ROUNDS):
-        empty = np.flatnonzero(covered == height * width)
-        if not len(empty):
-            break
-        covered[empty] = _covered_cells(rng, tall[empty], wide[empty], blocks, (height, width))
-    batches = covered.reshape(DEVICE_BATCHES, clips)
-    visible = (height * width - batches.max(axis=1)).mean() * time
-    target = batches.min(axis=1).mean() * time
+    aspect = rng.uniform(aspect_min, aspect_max, DEVICE_BATCHES)
+    covered = published_cells(blocks, scale, aspect, clips, (height, width), rng)
+    context = context_frames or time
+    later = (time - context) * height * width
+    visible = (height * width - covered.max(axis=1)).mean() * context
+    target = covered.min(axis=1).mean() * context + later
     return max(1, round(float(visible))), max(1, round(float(target)))
 
 
-def _accepted(blocks: NDArray[np.bool_], mask: MaskSpec, time: int) -> NDArray[np.bool_]:
-    cells = blocks.sum(axis=(-2, -1))
-    free = blocks.shape[-2] * blocks.shape[-1] - cells
-    enough: NDArray[np.bool_] = (cells * time >= mask.target_tokens) & (free * time >= mask.visible_tokens)
-    return enough
+def acceptance(mask: MaskSpec, grid: Grid, draws: int = LAYOUTS) -> float:
+    """Share of random block layouts that have enough visible and target tokens on this grid.
+
+    Under `batch_min`, where a group is stuck with its block size, that of the worst size.
+    """
+    if mask.kind == "tube":
+        return 1.0
+    free, covered = needed_cells(mask, grid)
+    most = grid[1] * grid[2] - free
+    groups = sampled_cells(mask, (grid[1], grid[2]), draws)
+    return min(float(((cells >= covered) & (cells <= most)).mean()) for cells in groups)
 
 
-def _choose(order: NDArray[np.float64], allowed: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-    """`count` random allowed tokens of each row, ascending, int64 [rows, count]."""
-    import numpy as np
+def check_masks(masks: tuple[MaskSpec, ...], grid: Grid, batch_clips: int | None = None) -> list[str]:
+    """Every reason why these masks cannot be drawn on this grid, found in well under a second.
 
-    keys = np.where(allowed, order, 2.0)  # random keys are below 1
-    chosen = np.argpartition(keys, count - 1, axis=1)[:, :count]
-    return np.sort(chosen, axis=1)
-
-
-def acceptance(mask: MaskSpec, grid: Grid, draws: int = 2000) -> float:
-    """Share of random block layouts that have enough visible and target tokens on this grid."""
-    rng = generator(0, "mask acceptance")
-    blocks = _draw_blocks(rng, mask, grid[1:], draws)
-    return float(_accepted(blocks, mask, grid[0]).mean())
-
-
-def check_masks(masks: tuple[MaskSpec, ...], grid: Grid) -> list[str]:
-    """Every reason why these masks cannot be drawn on this grid, found in well under a second."""
+    With `batch_clips`, clips of a step, groups must fill the batch as well.
+    """
     problems = []
     for index, mask in enumerate(masks):
         where = f"masks[{index}]"
@@ -205,13 +243,35 @@ def check_masks(masks: tuple[MaskSpec, ...], grid: Grid) -> list[str]:
         problems += counts
         if not counts and acceptance(mask, grid) < LEAST_ACCEPTANCE:
             problems.append(_refusal(mask, grid, where))
+        if mask.keep == "batch_min" and batch_clips is not None and batch_clips % mask.keep_clips:
+            problems.append(
+                f"{where}: keep_clips {mask.keep_clips} does not divide optim.batch_clips {batch_clips}: "
+                "every group of clips that are cut together must be whole"
+            )
     return problems
 
 
 def _refusal(mask: MaskSpec, grid: Grid, where: str) -> str:
+    """Why blocks do not do, with the worst counts that they lead to."""
+    import numpy as np
+
     time, height, width = grid
+    context = mask.context_frames or time
+    later = (time - context) * height * width
+    groups = sampled_cells(mask, (height, width), LAYOUTS)
+    covered = np.concatenate(groups)
+    least, most = int(covered.min()), int(covered.max())
+    aspect = f"{mask.aspect_min:g} to {mask.aspect_max:g}"
+    causal = f" and {context} context frames" if mask.kind == "causal" else ""
+    wanted = (
+        f"{mask.visible_tokens} visible and {mask.target_tokens} target tokens are met in"
+        if mask.keep == "fixed"
+        else "a visible token is left, at the worst block size, in"
+    )
     return (
-        f"{where}: {mask.blocks} blocks of scale {mask.scale} leave {mask.visible_tokens} visible and "
-        f"{mask.target_tokens} target tokens in only {acceptance(mask, grid):.1%} of draws on the "
-        f"{time}x{height}x{width} grid: ask for fewer tokens, or change blocks or scale"
+        f"{where}: {mask.blocks} blocks of scale {mask.scale} and aspect {aspect}{causal} leave "
+        f"{(height * width - most) * context} to {(height * width - least) * context} visible and "
+        f"{least * context + later} to {most * context + later} target tokens on the {time}x{height}x{width} "
+        f"grid ({len(covered)} layouts drawn); {wanted} only {acceptance(mask, grid):.1%} of draws: "
+        "ask for fewer tokens, or change blocks or scale"
     )

@@ -115,11 +115,49 @@ def check_mask(mask: MaskSpec, token_grid: tuple[int, int, int], where: str) -> 
     """
     time, height, width = token_grid
     total = time * height * width
-    if mask.visible_tokens + mask.target_tokens > total:
+    grid_text = f"{time}x{height}x{width} grid of {total}"
+    if mask.kind == "causal" and time == 1:
         return [
-            f"{where}: {mask.visible_tokens} visible and {mask.target_tokens} target tokens do not fit the "
-            f"{time}x{height}x{width} grid of {total}"
+            f"{where}.kind causal: the {grid_text} has a single time step, nothing comes after the visible"
+        ]
+    if mask.kind == "causal" and (mask.context_frames is None or mask.context_frames >= time):
+        return [
+            f"{where}.context_frames is {mask.context_frames}: a causal mask shows the first 1 to {time - 1} "
+            f"of the {time} time steps of the token grid"
+        ]
+    if mask.kind != "causal" and mask.context_frames is not None:
+        return [
+            f"{where}.context_frames {mask.context_frames} has no meaning for kind {mask.kind}: leave it "
+            "out, or set kind to causal"
         ]
     if mask.aspect_min > mask.aspect_max:
         return [f"{where}: aspect_min {mask.aspect_min} is above aspect_max {mask.aspect_max}"]
+    if mask.visible_tokens + mask.target_tokens > total:
+        return [
+            f"{where}: {mask.visible_tokens} visible and {mask.target_tokens} target tokens do not fit the "
+            f"{grid_text}"
+        ]
+    if mask.kind == "tube":
+        return _check_tube(mask, time, height * width, where)
+    shown = (mask.context_frames or time) * height * width
+    if mask.visible_tokens > shown:
+        return [
+            f"{where}: {mask.visible_tokens} visible tokens do not fit the {shown} of the first "
+            f"{mask.context_frames} time steps of the {grid_text}"
+        ]
     return []
+
+
+def _check_tube(mask: MaskSpec, time: int, cells: int, where: str) -> list[str]:
+    problems = []
+    if mask.keep != "fixed":
+        problems.append(f"{where}.keep {mask.keep}: tubes have equal counts in all clips, leave it at fixed")
+    for name, count in (("visible_tokens", mask.visible_tokens), ("target_tokens", mask.target_tokens)):
+        if count % time:
+            below = count // time * time
+            near = f"{below} or {below + time}" if below else str(time)
+            problems.append(
+                f"{where}.{name} {count}: a tube lasts all {time} time steps, so that the count is a "
+                f"multiple of {time}, as {near}, up to {time * cells} for both together"
+            )
+    return problems
