@@ -58,16 +58,16 @@ def draw_masks(
     if mask.keep != "fixed":
         raise ValueError(f"keep is {mask.keep}: the counts differ between groups, see draw_group")
     places = range(places) if isinstance(places, int) else places
-    visible = np.empty((len(places), mask.visible_tokens), dtype=np.int64)
-    target = np.empty((len(places), mask.target_tokens), dtype=np.int64)
     key = np.uint64(stream_key(seed, "mask", step, index))
     draw = _draw_tubes if mask.kind == "tube" else _draw_blocks
-    for start in range(0, len(places), CHUNK_CLIPS):
+    parts = []
+    for start in range(0, max(1, len(places)), CHUNK_CLIPS):
         part = places[start : start + CHUNK_CLIPS]
         keys = hash64(key, np.arange(part.start, part.stop, part.step, dtype=np.uint64))
-        rows = slice(start, start + len(part))
-        visible[rows], target[rows] = draw(mask, grid, keys, f"masks[{index}]")
-    return visible, target
+        parts.append(draw(mask, grid, keys, f"masks[{index}]"))
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([visible for visible, _ in parts]), np.concatenate([target for _, target in parts])
 
 
 def draw_group(mask: MaskSpec, grid: Grid, group: int, *, seed: int, step: int, index: int) -> TokenLists:
@@ -147,7 +147,8 @@ def _draw_tubes(mask: MaskSpec, grid: Grid, keys: NDArray[np.uint64], where: str
     steps = np.arange(time)[:, None] * (height * width)
     visible = _first(order, mask.visible_tokens // time)[:, None] + steps  # [clips, time, cells]
     target = _last(order, mask.target_tokens // time)[:, None] + steps
-    return visible.reshape(len(keys), -1), target.reshape(len(keys), -1)
+    rows = len(keys)
+    return visible.reshape(rows, mask.visible_tokens), target.reshape(rows, mask.target_tokens)
 
 
 def _first(order: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
@@ -155,7 +156,7 @@ def _first(order: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
     import numpy as np
 
     limit = np.partition(order, count - 1, axis=1)[:, count - 1 : count]
-    return _places(order <= limit)
+    return _places(order <= limit, count)
 
 
 def _last(order: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
@@ -164,15 +165,15 @@ def _last(order: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
 
     place = order.shape[1] - count
     limit = np.partition(order, place, axis=1)[:, place : place + 1]
-    return _places(order >= limit)
+    return _places(order >= limit, count)
 
 
-def _places(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Places of what is chosen in each row, as many in all of them."""
+def _places(chosen: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """Places of what is chosen in each row, `count` in all of them."""
     import numpy as np
 
     rows, length = chosen.shape
-    places = np.flatnonzero(chosen).reshape(rows, -1)
+    places = np.flatnonzero(chosen).reshape(rows, count)
     places -= np.arange(rows)[:, None] * length
     return places
 
