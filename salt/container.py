@@ -1,0 +1,224 @@
+"""What a video's container says, without decoding: its size, its frames and when each of them is shown."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Widths in pixels that decord 0.6.0 or decord2 3.4.0 returns corrupt.
+DECORD_BAD_WIDTHS = frozenset({16, 24, 32, 48, 72, 96, 144})
+
+#: Frame tables kept in memory, one per file; a minute at 30 frames per second takes 14 kB.
+KEPT_TABLES = 256
+
+
+class VideoError(Exception):
+    """A file that gives no clip: which, and why. Bad files are skipped and counted by whoever reads many."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[VideoError], tuple[Path, str]]:
+        return (VideoError, (self.path, self.reason))  # survives the way out of a worker
+
+
+@dataclass(frozen=True)
+class VideoProbe:
+    """What the container says, without decoding. `None` is "the file does not say".
+
+    `frames` counts the packets to be shown; `hidden_frames` those that an edit list cuts away, which still
+    are in the file; `header_frames` is the count that the header promises.
+    """
+
+    width_px: int
+    height_px: int
+    fps: float | None
+    frames: int
+    hidden_frames: int
+    header_frames: int | None
+
+    @property
+    def needs_pyav(self) -> bool:
+        held = self.frames + self.hidden_frames
+        trimmed = self.hidden_frames > 0 or (self.header_frames is not None and self.header_frames > held)
+        return trimmed or self.width_px in DECORD_BAD_WIDTHS
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """The frames of a file in the order in which they are shown.
+
+    `shown_at` and `keys_at` are times in units of `time_base_s`, of all frames and of those from which
+    decoding can begin; None for a file without usable timestamps. `keys_at` may be off by a few frames: it
+    says where to seek, never which frame was found.
+    """
+
+    frames: int
+    shown_at: NDArray[np.int64] | None  # [frames], strictly rising
+    keys_at: NDArray[np.int64] | None
+    time_base_s: float
+    from_header: bool
+
+    def times_s(self) -> NDArray[np.float64] | None:
+        """When each frame is shown, in seconds after the first one, [frames]."""
+        if self.shown_at is None:
+            return None
+        times: NDArray[np.float64] = (self.shown_at - self.shown_at[0]) * self.time_base_s
+        return times
+
+
+def probe_video(path: Path) -> VideoProbe:
+    """Read the container's index. Raises VideoError for a file that is no video, cut short or frameless."""
+    import av
+
+    try:
+        if os.path.getsize(path) == 0:
+            raise VideoError(path, "empty file")
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError(path, "no video stream")
+            stream = container.streams.video[0]
+            promised = _promised_frames(container, stream)
+            shown = hidden = 0
+            for packet in container.demux(stream):
+                if packet.size == 0:
+                    continue  # the demuxer's end mark
+                if packet.is_corrupt:
+                    raise VideoError(path, cut_short(shown + hidden, promised))
+                hidden += packet.is_discard
+                shown += not packet.is_discard
+            probe = VideoProbe(
+                width_px=stream.codec_context.width,
+                height_px=stream.codec_context.height,
+                fps=float(stream.average_rate) if stream.average_rate else None,
+                frames=shown,
+                hidden_frames=hidden,
+                header_frames=stream.frames or None,
+            )
+    except av.error.FFmpegError as error:
+        raise VideoError(path, f"not a readable video: {error.strerror}") from error
+    except OSError as error:
+        raise VideoError(path, f"cannot be read: {error.strerror}") from error
+    if probe.frames == 0:
+        raise VideoError(path, "no frames")
+    if shown + hidden < promised:
+        raise VideoError(path, cut_short(shown + hidden, promised))
+    return probe
+
+
+def decodes_a_frame(path: Path) -> bool:
+    """Whether the file's first frame decodes: a cheap look, in this process and without numpy."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return any(not frame.is_corrupt for frame in container.decode(video=0))
+    except (av.error.FFmpegError, OSError, IndexError):
+        return False  # not a question of why: `probe_video` and the scan say that
+
+
+def _promised_frames(container: Any, stream: Any) -> int:
+    """How many frames a whole file must have; 0 if the header does not say.
+
+    An edit list that begins behind a key frame leaves all before that out of the index, and the demuxer never
+    gives them, though the header's count includes them.
+    """
+    promised: int = stream.frames or 0
+    listed = len(getattr(stream, "index_entries", ()))  # older PyAV does not show it
+    return min(promised, listed) if listed and "mp4" in container.format.name else promised
+
+
+def cut_short(found: int, promised: int) -> str:
+    return f"cut short: the header promises {promised} frames, the file holds {found}"
+
+
+def frame_table(path: Path, *, trust_header: bool = True) -> FrameTable:
+    """The frames of a file and their times; the last few tables are kept while their files stay as they are.
+
+    The header's index is enough for a file whose frames are evenly timed and all shown; any other file is
+    read to its end, packet by packet, without decoding. Raises VideoError as `probe_video` does.
+    """
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise VideoError(path, f"cannot be read: {error.strerror}") from error
+    return _frame_table(str(path), found.st_size, found.st_mtime_ns, trust_header)
+
+
+@lru_cache(maxsize=KEPT_TABLES)
+def _frame_table(path: str, file_bytes: int, modified_ns: int, trust_header: bool) -> FrameTable:
+    import av
+
+    if file_bytes == 0:
+        raise VideoError(Path(path), "empty file")
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise VideoError(Path(path), "no video stream")
+            stream = container.streams.video[0]
+            table = _from_header(Path(path), stream, file_bytes) if trust_header else None
+            return table or _from_packets(Path(path), container, stream)
+    except av.error.FFmpegError as error:
+        raise VideoError(Path(path), f"not a readable video: {error.strerror}") from error
+    except OSError as error:
+        raise VideoError(Path(path), f"cannot be read: {error.strerror}") from error
+
+
+def _from_header(path: Path, stream: Any, file_bytes: int) -> FrameTable | None:
+    """The table of a file whose header lists all frames at even distances in time; None for any other.
+
+    The index gives times of decoding. Where these are even, the times of showing are the same grid from the
+    stream's first shown frame on; a reader that does not find its frames there asks for the packets instead.
+    """
+    import numpy as np
+
+    entries = getattr(stream, "index_entries", ())  # older PyAV does not show it
+    if not stream.frames or len(entries) != stream.frames or stream.start_time is None:
+        return None
+    rows = np.array([(e.timestamp, e.pos + e.size, e.is_keyframe, e.is_discard) for e in entries], np.int64)
+    held = int((rows[:, 1] <= file_bytes).sum())
+    if held < len(rows):
+        raise VideoError(path, cut_short(held, stream.frames))
+    gaps = np.diff(rows[:, 0])
+    if rows[:, 3].any() or (len(gaps) and (gaps[0] <= 0 or (gaps != gaps[0]).any())):
+        return None
+    shown_at = rows[:, 0] + (stream.start_time - rows[0, 0])
+    return FrameTable(len(rows), shown_at, shown_at[rows[:, 2] > 0], float(stream.time_base), True)
+
+
+def _from_packets(path: Path, container: Any, stream: Any) -> FrameTable:
+    import numpy as np
+
+    times: list[int | None] = []
+    keys: list[int | None] = []
+    hidden = 0
+    promised = _promised_frames(container, stream)
+    for packet in container.demux(stream):
+        if packet.size == 0:
+            continue  # the demuxer's end mark
+        if packet.is_corrupt:
+            raise VideoError(path, cut_short(len(times) + hidden, promised))
+        if packet.is_keyframe:
+            keys.append(packet.pts)
+        if packet.is_discard:
+            hidden += 1
+        else:
+            times.append(packet.pts)
+    if not times:
+        raise VideoError(path, "no frames")
+    if len(times) + hidden < promised:
+        raise VideoError(path, cut_short(len(times) + hidden, promised))
+    known = sorted({time for time in times if time is not None})
+    if len(known) < len(times):  # some have no time, or two have the same
+        return FrameTable(len(times), None, None, 0.0, False)
+    keys_at = np.array(sorted(key for key in keys if key is not None), np.int64)
+    return FrameTable(len(times), np.array(known, np.int64), keys_at, float(stream.time_base), False)
