@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,6 +12,7 @@ from salt.checkpoint import Origin, load_kept
 from salt.errors import RunFailed
 from salt.specs import ModelSpec, RunSpec, TeacherRef
 from salt.store import RunDir, write_atomically
+from salt.tensor_names import misfits, plain_names, shapes
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +34,16 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def write_artefact(run: RunDir, spec: RunSpec, encoder: Encoder, branch: str, origin: Origin) -> None:
     """Save the encoder that is probed, with the hash of its weights and of what it was made from."""
+    write_weights(run, spec, plain_names(encoder.state_dict()), branch, origin)
+
+
+def write_weights(
+    run: RunDir, spec: RunSpec, weights: Mapping[str, torch.Tensor], branch: str, origin: Origin
+) -> None:
+    """`write_artefact` of an encoder's weights by name, as they come from elsewhere."""
     from safetensors.torch import save as encode
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     about = About(
         run_id=run.run_id,
         step=spec.steps,
@@ -71,11 +80,14 @@ def weights_sha256(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_artefact(run: RunDir, spec: RunSpec) -> tuple[Encoder, str, str]:
-    """Encoder, branch and weights' hash of a finished run; anything that does not fit raises `RunFailed`."""
-    from safetensors.torch import load_file
+def read_weights(run: RunDir, spec: RunSpec) -> tuple[dict[str, torch.Tensor], About]:
+    """Weights of a finished run's encoder, held to their hash, and the header of their file.
 
-    from salt.learner import build_encoder
+    Raises:
+        RunFailed: absent, damaged, or those of another run or step.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     about = read_about(run)
     if (about.run_id, about.step) != (run.run_id, spec.steps):
@@ -84,26 +96,50 @@ def load_artefact(run: RunDir, spec: RunSpec) -> tuple[Encoder, str, str]:
             f"{run.artefact} is that of run {about.run_id} at step {about.step}: "
             f"it is not the artefact of run {run.run_id} at step {spec.steps}",
         )
-    tensors = load_file(run.artefact)
+    try:
+        tensors = load_file(run.artefact)
+    except SafetensorError as error:
+        raise RunFailed("teacher", f"{run.artefact} cannot be read: {error}") from error
     if about.weights_sha256 != weights_sha256(tensors):
         raise RunFailed(
             "teacher",
             f"{run.artefact}: the weights do not match their hash; remove it and train the run again",
         )
+    return tensors, about
+
+
+def load_artefact(run: RunDir, spec: RunSpec) -> tuple[Encoder, str, str]:
+    """Encoder, branch and weights' hash of a finished run; anything that does not fit raises `RunFailed`."""
+    tensors, about = read_weights(run, spec)
+    return _encoder_of(spec, tensors, str(run.artefact)), about.branch, about.weights_sha256
+
+
+def _encoder_of(spec: RunSpec, tensors: Mapping[str, torch.Tensor], where: str) -> Encoder:
+    """The encoder of a run with these weights: a missing, unexpected or misshapen one raises `RunFailed`."""
+    from salt.learner import build_encoder
+
     encoder = build_encoder(spec.model.encoder, spec.model, spec.clip, spec.seed)
-    encoder.load_state_dict(tensors, strict=True)
-    return encoder, about.branch, about.weights_sha256
+    try:
+        plain = plain_names(tensors)
+    except ValueError as error:
+        raise RunFailed("teacher", f"{where}: {error}") from error
+    problem = misfits(shapes(plain), shapes(encoder.state_dict()))
+    if problem is not None:
+        raise RunFailed("teacher", f"{where}: weights do not fit the encoder of their run: {problem}")
+    encoder.load_state_dict(plain, strict=True)
+    return encoder
 
 
 def load_kept_encoder(run: RunDir, spec: RunSpec, step: int) -> tuple[Encoder, str, str]:
     """The same of the state that a run kept after `step` steps; the run itself may still be in training."""
-    from salt.learner import build_encoder
-
     _, state = load_kept(run, step, "teacher")
     branch, prefix = ("ema", "ema.") if spec.arm == "vjepa" else ("student", "encoder.")
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    encoder = build_encoder(spec.model.encoder, spec.model, spec.clip, spec.seed)
-    encoder.load_state_dict(tensors, strict=True)
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in plain_names(state).items()
+        if name.startswith(prefix)
+    }
+    encoder = _encoder_of(spec, tensors, f"state of run {run.run_id} at step {step}")
     return encoder, branch, weights_sha256(tensors)
 
 
