@@ -372,7 +372,8 @@ def _normalisation(folder: Path, clip: ClipSpec) -> list[str]:
         )
     except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
         return [f"{path} does not say how pixels are normalised ({error!r})"]
-    if all(value == clip.mean for value in mean) and all(value == clip.std for value in std):
+    ours = [value if isinstance(value, tuple) else (value,) * len(mean) for value in (clip.mean, clip.std)]
+    if ours == [mean, std]:
         return []
     return [
         f"{path.name} normalises pixels by mean {list(mean)} and deviation {list(std)}, the clip by "

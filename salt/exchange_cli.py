@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,26 @@ _EXAMPLES = """examples:
   salt-train import vjepa2-vitl --frames 16 --px 224   a finished run: probe it, or let it teach
   salt-train import vjepa2-vitl --clip clip.json       with the clip of a study, as in <run>/spec.json
 """
+
+
+def _numbers(text: str) -> float | list[float]:
+    """One number, or several between commas."""
+    values = [float(part) for part in text.split(",")]
+    return values[0] if len(values) == 1 else values
+
+
 #: Options of `import` that replace a field of the clip.
-_CLIP_OPTIONS = {
+_CLIP_OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "frames": ("frames", int, "frames of a clip"),
     "px": ("crop_px", int, "side of a clip's square in pixels"),
     "frame_stride": ("frame_stride", int, "distance of frames in the video"),
     "store_px": ("store_px", int, "side of the square that is decoded"),
-    "mean": ("mean", float, "mean of pixels in [0, 1] that is taken off"),
-    "std": ("std", float, "deviation that pixels are divided by"),
+    "mean": (
+        "mean",
+        _numbers,
+        "mean of pixels in [0, 1] that is taken off, or three of them: 0.485,0.456,0.406",
+    ),
+    "std": ("std", _numbers, "deviation that pixels are divided by, or three of them"),
 }
 
 

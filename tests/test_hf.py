@@ -1,4 +1,4 @@
-"""Our encoder and predictor against Hugging Face's `VJEPA2Model` with the same weights, and the maps of weights.
+"""Our encoder and predictor against Hugging Face's `VJEPA2Model` with the same weights, and maps of weights.
 
 Their model is written apart from ours: a convolution embeds patches, angles are computed in every layer, the
 predictor sorts its tokens. It knows no encoder of visible tokens only, so that test drives its layers.
@@ -154,7 +154,7 @@ def test_interleaved_frequencies_are_not_theirs() -> None:
 @pytest.mark.parametrize("kind", ["interleaved", "tiled"])
 @pytest.mark.parametrize("head_width", [6, 16, 64, 88])
 def test_rotation_by_its_definition(kind: str, head_width: int) -> None:
-    """One number at a time, as written down: x cos - partner sin first in a pair, x cos + partner sin second."""
+    """One number at a time: x cos - partner sin, in a pair's second x cos + partner sin."""
     position = PositionSpec(rope_base=100.0, rope_frequencies=kind)
     table = rotary_table((2, 3, 4), head_width, position)
     random = torch.Generator().manual_seed(0)
