@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ from salt.specs import ClipSpec, ModelSpec, RunSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    #: Whole frames of a file, uint8 [frames, H, W, 3], from a place in [0, 1) on; raises VideoError.
-    Reader = Callable[[Path, ClipSpec, float], NDArray[np.uint8]]
+#: Whole frames of a file, uint8 [frames, H, W, 3], from a place in [0, 1) on; raises VideoError.
+Reader: TypeAlias = "Callable[[Path, ClipSpec, float], NDArray[np.uint8]]"
 
 #: Files that are tried in a bad one's place before the run stops.
 MAX_REPLACEMENTS = 16

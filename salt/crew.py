@@ -63,7 +63,7 @@ class SharedClips:
     """uint8 clips in memory that other processes map as well; pages are reserved when it is made.
 
     Where the system has `memfd_create` this memory belongs to no file system, so the size of /dev/shm, which
-    containers keep small, does not matter.
+    containers keep small, does not matter. Raises RunFailed (`config`) if there is no room for it.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -73,10 +73,18 @@ class SharedClips:
         else:
             with tempfile.TemporaryFile() as file:
                 self._file = os.dup(file.fileno())
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file, 0, self.size_bytes)
-        else:
-            os.ftruncate(self._file, self.size_bytes)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file, 0, self.size_bytes)
+            else:
+                os.ftruncate(self._file, self.size_bytes)
+        except OSError as error:
+            os.close(self._file)
+            raise RunFailed(
+                "config",
+                f"no room for {self.size_bytes / 1e9:.2f} GB of shared memory ({error.strerror}): lower "
+                "micro_batch_clips, or ask for more memory",
+            ) from error
 
     @property
     def size_bytes(self) -> int:
@@ -261,14 +269,27 @@ def _serve(connection: Connection, memory: SharedClips, read: Reader) -> None:
 
 
 def available_bytes() -> int | None:
-    """Memory that this process may still take: the machine's and its control group's. None if unknown."""
+    """Memory that this process may still take: the machine's and its control groups'. None if unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 found.append(int(line.split()[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        found.append(limit - int((group / "memory.current").read_text()))
+    root = Path("/sys/fs/cgroup")
+    group = root
+    with contextlib.suppress(OSError):
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]  # version 2 has one line
+        group = root / own if "\n" not in own else root
+    for folder in [group, *group.parents]:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            found.append(limit - used + _file_bytes(folder))
+        if folder == root:
+            break
     return min(found, default=None)
+
+
+def _file_bytes(group: Path) -> int:
+    """Pages of files that a control group has cached, which it gives up when memory is short."""
+    counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(counts["inactive_file"]) + int(counts["active_file"])
