@@ -9,11 +9,12 @@ next.
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,8 +41,14 @@ from salt.target_files import (
     write_shard,
 )
 
+if TYPE_CHECKING:
+    from salt.batches import Batches
+    from salt.learner import Masks
+
 #: Caches up to this size are held against their checksums whenever they are opened.
 CHECKED_BYTES = 256 * 2**20
+#: Linux fetches no more at a call than its read-ahead, which is this unless it has been set.
+AHEAD_BYTES = 128 * 2**10
 #: Largest error, relative in the root mean square, of rows that are encoded again when a cache is opened.
 FLOAT32_TOLERANCE = 1e-3
 HALF_TOLERANCE = 5e-2
@@ -71,7 +78,7 @@ class CachedTargets:
         self.index = index
         self.encoded_rows = encoded_rows
         self.encoded_flops = index.teacher_flops // index.rows * encoded_rows
-        self._shards: list[NDArray[Any] | None] = [None] * index.shards
+        self._shards: list[tuple[mmap.mmap, NDArray[Any]] | None] = [None] * index.shards
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CachedTargets, (self.folder, self.index, self.encoded_rows)
@@ -84,15 +91,12 @@ class CachedTargets:
         `target_index`, int64 [k * B, M] on the CPU, holds k masks stacked as for `take_tokens`; then
         [k * B, M, D], and only those tokens are read. Raises ValueError for what is not in the cache.
         """
-        identity, count = self.index.identity, len(clips)
-        _check_range("clip", clips, identity.clips)
-        _check_range("view", views, identity.views)
-        rows = (np.asarray(views, dtype=np.int64) * identity.clips + clips).tolist()
+        storage, count, rows = self.index.identity.storage, len(clips), self._rows(clips, views)
         if target_index is None:
             out = np.empty((count, self.index.tokens, self.index.width), dtype=self.index.file_type)
             for place, row in enumerate(rows):
                 out[place] = self._row(row)
-            return _as_tensor(out, identity.storage)
+            return _as_tensor(out, storage)
         wanted = target_index.numpy()
         if count == 0 or len(wanted) % count:
             raise ValueError(f"{len(wanted)} lists of target tokens are not a multiple of {count} clips")
@@ -101,7 +105,7 @@ class CachedTargets:
         for place, chosen in enumerate(wanted):
             # The range is checked above: `clip` only keeps numpy from filling a buffer first.
             np.take(self._row(rows[place % count]), chosen, axis=0, out=out[place], mode="clip")
-        return _as_tensor(out, identity.storage)
+        return _as_tensor(out, storage)
 
     def verify(self) -> None:
         """Read all of it and hold it against its checksums. Raises `RunFailed` that names what is damaged."""
@@ -110,15 +114,62 @@ class CachedTargets:
                 path = shard_path(self.folder, shard)
                 raise RunFailed("teacher", f"cached targets in {path} are damaged: remove that file")
 
+    def ahead(self, clips: NDArray[np.int64], views: NDArray[np.int64]) -> None:
+        """Have the system fetch these clips [B] in views [B] from disk meanwhile; returns at once."""
+        for row in self._rows(clips, views):
+            shard, place = divmod(row, self.index.shard_rows)
+            mapped, _ = self._open(shard)
+            start = len(self.index.header(shard)) + place * self.index.row_bytes
+            end = start + self.index.row_bytes
+            for piece in range(start - start % mmap.PAGESIZE, end, AHEAD_BYTES):
+                mapped.madvise(mmap.MADV_WILLNEED, piece, min(AHEAD_BYTES, end - piece))
+
+    def _rows(self, clips: NDArray[np.int64], views: NDArray[np.int64]) -> list[int]:
+        identity = self.index.identity
+        _check_range("clip", clips, identity.clips)
+        _check_range("view", views, identity.views)
+        rows: list[int] = (np.asarray(views, dtype=np.int64) * identity.clips + clips).tolist()
+        return rows
+
     def _row(self, row: int) -> NDArray[Any]:
         shard, place = divmod(row, self.index.shard_rows)
-        values = self._shards[shard]
-        if values is None:
-            mapped = np.load(shard_path(self.folder, shard), mmap_mode="r", allow_pickle=False)
-            # A plain array over the map: slices of numpy's own class for maps cost several times as much.
-            values = self._shards[shard] = mapped.view(np.ndarray)
-        tokens: NDArray[Any] = values[place]
-        return tokens
+        values: NDArray[Any] = self._open(shard)[1][place]
+        return values
+
+    def _open(self, shard: int) -> tuple[mmap.mmap, NDArray[Any]]:
+        """A shard's memory map and its values [rows, N, D]; opened when first wanted."""
+        opened = self._shards[shard]
+        if opened is None:
+            with open(shard_path(self.folder, shard), "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            shape = (len(self.index.shard_range(shard)), self.index.tokens, self.index.width)
+            start, kind = len(self.index.header(shard)), self.index.file_type
+            opened = self._shards[shard] = (mapped, np.ndarray(shape, kind, mapped, start))
+        return opened
+
+
+class StepTargets:
+    """A run's cached targets as its training loop asks for them: by step and places in the batch."""
+
+    def __init__(self, cached: CachedTargets, batches: Batches, device: torch.device) -> None:
+        self.cached, self.batches, self.device = cached, batches, device
+
+    def read(self, step: int, places: range, masks: Masks) -> torch.Tensor | list[torch.Tensor]:
+        """Latents for `Learner.outcome`, on the device; `masks` are those of the step on the CPU.
+
+        Of each group of masks its target tokens, [k * B, M, D]. Where these are more than the tokens of the
+        clips, and would all have to travel to a device, whole clips instead, [B, N, D]. The next step's clips
+        are fetched from disk while this one computes.
+        """
+        clips, views = self.batches.indices(step, places), self.batches.views(step, places)
+        whole = len(places) * self.cached.index.tokens
+        latents: torch.Tensor | list[torch.Tensor]
+        if self.device.type != "cpu" and sum(target.numel() for target in masks.target) > whole:
+            latents = self.cached.read(clips, views).to(self.device)
+        else:
+            latents = [self.cached.read(clips, views, target).to(self.device) for target in masks.target]
+        self.cached.ahead(self.batches.indices(step + 1, places), self.batches.views(step + 1, places))
+        return latents
 
 
 def open_targets(
@@ -284,7 +335,7 @@ def _encoded(
             raise RunFailed(
                 "teacher",
                 f"latents of clips {first} to {first + count - 1} in view {view} are not finite as "
-                f"{index.identity.storage}: the teacher has diverged, or is too large for that type",
+                f"{index.identity.storage}: the teacher has diverged, or float32 is needed",
             )
         yield (
             (values.view(torch.int16) if values.dtype == torch.bfloat16 else values)

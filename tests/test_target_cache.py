@@ -15,13 +15,14 @@ import torch
 
 from salt import target_cache
 from salt.artefact import weights_sha256
-from salt.batches import to_patches
+from salt.batches import Batches, to_patches
+from salt.clips import Clips
 from salt.errors import RunFailed
 from salt.flops import cache_cost
 from salt.learner import Learner, build_encoder, freeze
 from salt.sizes import SIZES
 from salt.specs import DataSpec, RunSpec
-from salt.target_cache import CachedTargets, open_targets
+from salt.target_cache import CachedTargets, StepTargets, open_targets
 from salt.target_files import shard_path, target_identity, target_index, targets_path, write_shard
 from salt.vit import take_tokens
 from tests.examples import run_spec
@@ -104,6 +105,7 @@ def test_a_step_on_cached_targets_is_the_online_step_bit_for_bit(built: Built, l
     learner = Learner(student(objective=objective))
     learner.teacher = built.source.teacher
     masks = learner.masks(9, range(4))
+    assert masks is not None
     choices: list[Any] = [
         None,  # the teacher, online
         built.targets.read(clips, views),
@@ -112,14 +114,57 @@ def test_a_step_on_cached_targets_is_the_online_step_bit_for_bit(built: Built, l
     results = []
     for latents in choices:
         learner.objective.zero_grad()
-        loss = learner.outcome(patches, 9, latents=latents).loss
+        loss = learner.outcome(patches, masks, latents=latents).loss
         loss.backward()
-        results.append((loss.detach(), [p.grad for p in learner.objective.parameters()]))
+        results.append(
+            (loss.detach(), [p.grad.clone() for p in learner.objective.parameters() if p.grad is not None])
+        )
     online = results[0]
     assert float(online[0]) > 0
     for cached in results[1:]:
         assert torch.equal(cached[0], online[0])
         assert all(torch.equal(a, b) for a, b in zip(cached[1], online[1], strict=True))
+
+
+def test_a_run_reads_the_targets_of_what_its_batches_show(tmp_path: Path) -> None:
+    """Two ranks, all views in turn; on the CPU each mask's targets, else whole clips if masks take more."""
+    source = Source()
+    stored = Clips(
+        frames=source.frames,
+        files=tuple(map(Path, ROWS)),
+        rows=ROWS,
+        columns={},
+        skipped=(),
+        fingerprint=source.spec.data.fingerprint,
+        padded_share=0.0,
+    )
+    batches = Batches(source.spec, {stored.fingerprint: stored})
+    source.view_crops = batches.view_crops  # type: ignore[method-assign, assignment]
+    cached = source.open(tmp_path)
+    learner = Learner(source.spec)
+    targets = StepTargets(cached, batches, torch.device("cpu"))
+    views = set()
+    for step in range(3 * CLIPS // 4):
+        for places in (range(2), range(2, 4)):
+            masks = learner.masks(step, places)
+            assert masks is not None
+            patches = to_patches(batches.crops(step, places), source.spec.clip, source.spec.model)
+            with torch.no_grad():
+                online = source.teacher(patches)
+            read = targets.read(step, places, masks)
+            assert all(
+                torch.equal(found, take_tokens(online, target))
+                for found, target in zip(read, masks.target, strict=True)
+            )
+            views |= set(batches.views(step, places).tolist())
+    assert views == set(range(VIEWS))
+    # The meta device stands for one behind a bus: two masks of 32 targets are not above 64 tokens, of 33 are.
+    assert masks is not None
+    elsewhere = StepTargets(cached, batches, torch.device("meta"))
+    few = masks._replace(target=[torch.zeros(4, 32, dtype=torch.int64)])
+    many = masks._replace(target=[torch.zeros(4, 33, dtype=torch.int64)])
+    assert [part.shape for part in elsewhere.read(0, range(2), few)] == [(4, 32, WIDTH)]
+    assert elsewhere.read(0, range(2), many).shape == (2, TOKENS, WIDTH)  # type: ignore[union-attr]
 
 
 def test_the_layout_is_the_documented_one(built: Built) -> None:
@@ -145,6 +190,7 @@ def test_target_tokens_are_those_of_whole_clips(built: Built) -> None:
     index = torch.stack([torch.randperm(TOKENS)[:10] for _ in range(12)])  # two masks a clip
     whole = built.targets.read(clips, views)
     assert torch.equal(built.targets.read(clips, views, index), take_tokens(whole, index))
+    built.targets.ahead(clips, views)
     copy = pickle.dumps(built.targets)
     assert len(copy) < 5000  # not the values
     assert torch.equal(pickle.loads(copy).read(clips, views), whole)
@@ -365,6 +411,25 @@ def test_half_precision_rounds_to_nearest(tmp_path: Path, built: Built, storage:
     relative = ((stored.float() - exact).abs() / exact.abs())[normal]
     assert 2.0 ** -(bits + 2) < float(relative.max()) <= 2.0 ** -(bits + 1)
     assert targets.index.row_bytes == ROW_BYTES // 2
+
+
+def test_runs_in_half_precision_store_float16_and_bear_its_rounding(tmp_path: Path) -> None:
+    """A teacher under autocast, looked at again when the cache is opened."""
+    source = Source()
+    spec = student(optim=msgspec.structs.replace(source.spec.optim, precision="bfloat16"))
+    full = source.teacher.forward
+
+    def half(patches: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return full(patches)
+
+    source.teacher.forward = half  # type: ignore[method-assign, assignment]
+    targets = source.open(tmp_path, spec=spec, chunk_clips=5)
+    assert targets.index.identity.storage == "float16"
+    with torch.no_grad():
+        online = source.teacher(source.patches([4, 5], [0, 1])).float()
+    error = (targets.read(np.array([4, 5]), np.array([0, 1])).float() - online).norm() / online.norm()
+    assert float(error) < 0.01
 
 
 def test_latents_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:
