@@ -297,4 +297,5 @@ def test_patches_are_normalised_for_each_channel() -> None:
     cut = wanted[1, 2:4, 6:12, 18:24].reshape(-1)
     assert (apart[1, 16 + 4 + 3].double() - cut).abs().max() < 1e-5
     together = to_patches(crops, ClipSpec(mean=0.4, std=0.2), model)
-    assert torch.equal(together, to_patches(crops, ClipSpec(mean=(0.4,) * 3, std=0.2), model))  # type: ignore[arg-type]
+    three = ClipSpec(mean=(0.4,) * 3, std=0.2)  # type: ignore[arg-type]
+    assert torch.equal(together, to_patches(crops, three, model))
