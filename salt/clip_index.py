@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from salt.specs import ClipSpec, Spec
 
 #: Raised by hand when decoding or resizing changes the stored pixels.
@@ -53,3 +55,11 @@ def decode_spec(clip: ClipSpec) -> DecodeSpec:
         channels=clip.channels,
         short_clips=clip.short_clips,
     )
+
+
+def clip_of(decode: DecodeSpec) -> ClipSpec:
+    """Clip settings that decode in this way, uncropped."""
+    settings = {field: getattr(decode, field) for field in decode.__struct_fields__ if field != "decoding"}
+    if decode.frame_stride is None:
+        del settings["frame_stride"]
+    return msgspec.convert({**settings, "crop_px": decode.store_px}, ClipSpec)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from salt.clip_build import build_clips, decode_task, lost_reason, too_many_bad
-from salt.clip_index import ClipIndex, decode_spec
+from salt.clip_index import ClipIndex, DecodeSpec, clip_of, decode_spec
 from salt.errors import UserError
 from salt.folders import builders_lock
 from salt.isolate import run_isolated
@@ -119,6 +119,19 @@ def load_clips(cache: Path, fingerprint: str, clip: ClipSpec) -> Clips | None:
         padded_share=index.padded_frames / (len(frames) * wanted.frames),
         clips_per_file=clips,
     )
+
+
+def find_packs(cache: Path, fingerprint: str) -> Iterator[tuple[DecodeSpec, Clips]]:
+    """The stored clips of a list in a cache, once for each way in which it was decoded."""
+    mark = f'"fingerprint": "{fingerprint}"'.encode()
+    for place in sorted((Path(cache) / "clips").glob("*/index.json")):
+        with open(place, "rb") as file:
+            if mark not in file.read(200):  # the first field: an index may be long
+                continue
+        decode = msgspec.json.decode(place.read_bytes(), type=ClipIndex).decode
+        found = load_clips(cache, fingerprint, clip_of(decode))
+        if found is not None:
+            yield decode, found
 
 
 def _repeated(items: Iterable[T], times: int) -> tuple[T, ...]:

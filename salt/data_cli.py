@@ -1,4 +1,4 @@
-"""`salt-data`: make the miniature's clips, and scan lists of videos."""
+"""`salt-data`: make the miniature's clips; scan, pack and measure lists of videos; find duplicates."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import msgspec
-
-from salt import __version__
+from salt import __version__, data_commands
 from salt.errors import UserError
-
-if TYPE_CHECKING:
-    from salt.scan import ScanRow
 
 _EXAMPLES = """examples:
   salt-data digits clips/                     the miniature's clips and lists, about 50 MB
   salt-data scan clips/train.csv              table of bad and flagged files
   salt-data scan list.csv --clean good.csv    the same, and a list without the bad ones
+  salt-data pack list.csv --store runs        decode once, ahead of a study
+  salt-data bench list.csv --needs 300        how many decoding processes a model needs
+  salt-data duplicates train.csv --other report.csv
 """
 
 _DIGITS = """Moving handwritten digits (scikit-learn's) as H.264 files, with lists
@@ -47,14 +45,57 @@ _SCAN_EXAMPLES = """examples:
 exit code: 0 all good or flagged, 1 some bad, 2 the list cannot be read
 """
 
+_PACK = """Decode every clip of a list once and store its pixels, memory-mapped and tied to the
+list's content: training and probes read them at once. Studies do this by themselves
+when they are submitted; here it can be done ahead, on another machine. A pack is
+whole or absent; after Ctrl-C or a kill the same command goes on where it stopped."""
+
+_PACK_EXAMPLES = """examples:
+  salt-data pack clips/train.csv --px 64 --channels 1
+  salt-data pack web.csv --store /scratch/store --workers 32 --max-bad 10
+  salt-data pack report.csv --clips-per-file 4 --rate-hz 4 --json
+
+exit code: 0 packed or there already, 2 too many bad files, no room, or a bad list
+"""
+
+_BENCH = """Measure how many clips per second a list gives on this machine: decoded at random
+places by 1, 2, ... processes, and read from stored clips where `salt-data pack`
+has made them with the same options. Decoding alone is timed: no crops, no model."""
+
+_BENCH_EXAMPLES = """examples:
+  salt-data bench web.csv --workers 1,4,16
+  salt-data bench web.csv --needs 300             clips/s that the model takes
+  salt-data bench web.csv --step-s 0.8 --batch 256 --json
+
+exit code: 0 measured, 2 the list cannot be read or nothing in it decodes
+"""
+
+_DUPLICATES = """Find files that show the same footage, encoded, scaled or named otherwise: in one
+list, or also across two (does the report list leak into training?). Each file
+gets 192 bits from three frames; files within a distance in bits are alike. Cuts,
+mirrored and cropped copies are not found. Stored clips are used where all lists
+have them."""
+
+_DUPLICATES_EXAMPLES = """examples:
+  salt-data duplicates web.csv
+  salt-data duplicates train.csv --other report.csv --workers 16
+  salt-data duplicates web.csv --distance 6 --json | jq '.groups[][].path'
+
+exit code: 0 none, 1 some found, 2 a list cannot be read
+"""
+
 
 def main(argv: Sequence[str]) -> int:
     """Run `salt-data` with these arguments; the exit code."""
-    arguments = _parser().parse_args(list(argv))
+    parser = _parser()
+    arguments = parser.parse_args(list(argv))
+    if arguments.command == "bench":
+        if (arguments.step_s is None) != (arguments.batch is None):
+            parser.error("--step-s and --batch go together")
+        if arguments.needs is not None and arguments.step_s is not None:
+            parser.error("--needs says what --step-s and --batch say: give one of them")
     try:
-        if arguments.command == "digits":
-            return _digits(arguments)
-        return _scan(arguments)
+        return int(getattr(data_commands, arguments.command)(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -105,7 +146,125 @@ def _parser() -> argparse.ArgumentParser:
     )
     scan.add_argument("--all", action="store_true", help="show good files too")
     scan.add_argument("--json", action="store_true", help="print all rows as JSON")
+    _add_pack(commands)
+    _add_bench(commands)
+    _add_duplicates(commands)
     return parser
+
+
+def _add_pack(commands: Any) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="decode a list once and store it",
+        description=_PACK,
+        epilog=_PACK_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_list(pack)
+    place = pack.add_mutually_exclusive_group()
+    _add_store(place)
+    place.add_argument("--out", type=Path, metavar="FOLDER", help="another cache folder than the store's")
+    _add_clip(pack)
+    pack.add_argument(
+        "--clips-per-file",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="clips spread over each file (default 1)",
+    )
+    pack.add_argument(
+        "--max-bad", type=_percent, default=5.0, metavar="PERCENT", help="bad files to accept (default 5)"
+    )
+    _add_work(pack, "print what was packed as JSON")
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure how fast a list gives clips",
+        description=_BENCH,
+        epilog=_BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_list(bench)
+    _add_store(bench)
+    _add_clip(bench)
+    bench.add_argument("--needs", type=_seconds, metavar="CLIPS_PER_S", help="what the model takes")
+    bench.add_argument("--step-s", type=_seconds, metavar="S", help="or: seconds of a step, with --batch")
+    bench.add_argument("--batch", type=_count, metavar="B", help="clips of a step")
+    bench.add_argument(
+        "--workers",
+        type=_counts,
+        default=(1, 2),
+        metavar="N,N",
+        help="numbers of processes to try (default 1,2)",
+    )
+    bench.add_argument(
+        "--seconds", type=_seconds, default=5.0, metavar="S", help="time of each measurement (default 5)"
+    )
+    _add_limit(bench)
+    bench.add_argument("--json", action="store_true", help="print what was measured as JSON")
+
+
+def _add_duplicates(commands: Any) -> None:
+    duplicates = commands.add_parser(
+        "duplicates",
+        help="find near-duplicate files",
+        description=_DUPLICATES,
+        epilog=_DUPLICATES_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_list(duplicates)
+    duplicates.add_argument("--other", type=Path, metavar="LIST", help="a second list to compare with")
+    duplicates.add_argument(
+        "--distance",
+        type=_natural,
+        default=16,
+        metavar="BITS",
+        help="bits of 192 that may differ (default 16)",
+    )
+    _add_store(duplicates)
+    _add_work(duplicates, "print the groups as JSON")
+
+
+def _add_list(command: Any) -> None:
+    command.add_argument("list", type=Path, metavar="LIST", help="the CSV list")
+
+
+def _add_store(command: Any) -> None:
+    command.add_argument(
+        "--store", metavar="STORE", help="run store (default $SALT_STORE, else ./salt-store)"
+    )
+
+
+def _add_work(command: Any, json_help: str) -> None:
+    command.add_argument(
+        "--workers", type=_count, default=2, metavar="N", help="decoding processes (default 2)"
+    )
+    _add_limit(command)
+    command.add_argument("--json", action="store_true", help=json_help)
+
+
+def _add_limit(command: Any) -> None:
+    command.add_argument(
+        "--limit-s", type=_seconds, default=60.0, metavar="S", help="time for one file (default 60)"
+    )
+
+
+def _add_clip(command: Any) -> None:
+    """Options of a clip; the defaults are those of studies."""
+    add = command.add_argument
+    add("--frames", type=_count, default=16, metavar="N", help="frames of a clip (default 16)")
+    add("--stride", type=_count, default=4, metavar="N", help="frames from one to the next (default 4)")
+    add("--rate-hz", type=_seconds, metavar="HZ", help="instead of --stride: frames per second, by time")
+    add("--px", type=_count, default=256, metavar="N", help="side of stored frames in pixels (default 256)")
+    add("--channels", type=int, choices=(1, 3), default=3, help="1: luma alone (default 3)")
+    add(
+        "--short-clips",
+        choices=("skip", "repeat-last", "loop", "shrink-stride"),
+        default="skip",
+        help="what to do with files shorter than a clip (default skip)",
+    )
 
 
 def _natural(text: str) -> int:
@@ -122,86 +281,19 @@ def _count(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _percent(text: str) -> float:
     number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a time in seconds")
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a percentage")
     return number
 
 
-def _digits(arguments: argparse.Namespace) -> int:
-    from salt.digits import DigitSettings
-    from salt.digits_files import make_digits
-
-    settings = DigitSettings(
-        clips=arguments.clips, selection=arguments.selection, report=arguments.report, seed=arguments.seed
-    )
-    made = make_digits(
-        arguments.out,
-        settings,
-        workers=arguments.workers,
-        force=arguments.force,
-        show_progress=not arguments.json,
-    )
-    if arguments.json:
-        result = {"out": str(arguments.out), "made": made, "settings": settings}
-        print(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
-    else:
-        total = settings.clips + settings.selection + settings.report
-        what = f"{made} of {total} clips made" if made else f"nothing to do: all {total} clips are there"
-        lists = ", ".join(str(arguments.out / f"{name}.csv") for name in ("train", "selection", "report"))
-        print(f"{what}; lists: {lists}")
-    return 0
-
-
-def _scan(arguments: argparse.Namespace) -> int:
-    from salt.scan import check_clean_path, scan_list, write_clean_list
-
-    if arguments.clean is not None:
-        check_clean_path(arguments.list, arguments.clean)
-    rows = scan_list(
-        arguments.list, workers=arguments.workers, limit_s=arguments.limit_s, show_progress=not arguments.json
-    )
-    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("good", "flagged", "bad")}
-    if arguments.json:
-        result = {"list": str(arguments.list), "counts": counts, "rows": rows}
-        print(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
-    else:
-        shown = rows if arguments.all else [row for row in rows if row.verdict != "good"]
-        if shown:
-            _print_table(shown)
-        print(f"{arguments.list}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-    if arguments.clean is not None:
-        kept = write_clean_list(arguments.list, rows, arguments.clean)
-        print(f"wrote {kept} rows to {arguments.clean}", file=sys.stderr)
-    return 1 if counts["bad"] else 0
-
-
-def _print_table(rows: Sequence[ScanRow]) -> None:
-    """Columns as wide as their text, the reason last: it may be long, and nothing is cut."""
-    header = ("line", "verdict", "frames", "header", "fps", "size", "bytes", "path", "reason")
-    table = [header] + [
-        (
-            str(row.line),
-            row.verdict,
-            _text(row.decodable_frames),
-            _text(row.header_frames),
-            "-" if row.fps is None else f"{row.fps:g}",
-            "-" if row.width_px is None else f"{row.width_px}x{row.height_px}",
-            _text(row.size_bytes),
-            repr(row.path)[1:-1],
-            row.reason or "",
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-    for line in table:
-        cells = [
-            cell.rjust(width) if 2 <= column <= 6 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
-
-
-def _text(number: int | None) -> str:
-    return "-" if number is None else str(number)
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number

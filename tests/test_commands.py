@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import salt_cli
-from salt import __version__
+from salt import __version__, data_cli
 from salt.errors import RunFailed, UserError
 from sweeps import cli
 
@@ -121,6 +121,41 @@ def test_the_options_of_salt_sweep_are_these() -> None:
             *("--arm", "--batch", "--crop", "--device", "--frames", "--help", "--json", "--steps"),
             *("--student", "--teacher", "--threads", "--write"),
         ],
+    }
+
+
+def test_the_options_of_salt_data_are_these() -> None:
+    (commands,) = (
+        a.choices for a in data_cli._parser()._actions if isinstance(a, argparse._SubParsersAction)
+    )
+    clip = ("--channels", "--frames", "--px", "--rate-hz", "--short-clips", "--stride")
+    assert {name: options_of(command) for name, command in commands.items()} == {
+        "digits": [
+            "--clips",
+            "--force",
+            "--help",
+            "--json",
+            "--report",
+            "--seed",
+            "--selection",
+            "--workers",
+        ],
+        "scan": ["--all", "--clean", "--help", "--json", "--limit-s", "--workers"],
+        "pack": sorted(
+            [
+                *clip,
+                *("--clips-per-file", "--help", "--json", "--limit-s", "--max-bad", "--out", "--store"),
+                "--workers",
+            ]
+        ),
+        "bench": sorted(
+            [
+                *clip,
+                *("--batch", "--help", "--json", "--limit-s", "--needs", "--seconds", "--step-s", "--store"),
+                "--workers",
+            ]
+        ),
+        "duplicates": ["--distance", "--help", "--json", "--limit-s", "--other", "--store", "--workers"],
     }
 
 

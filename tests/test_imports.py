@@ -22,7 +22,7 @@ COMMANDS = {
     "salt-sweep": ["plan", "submit", "status", "diff", "ledger", "recipe", "benchmark"],
     "salt-analyze": ["pareto", "weak-teacher", "report"],
     "salt-train": ["run", "show"],
-    "salt-data": ["digits", "scan"],
+    "salt-data": ["digits", "scan", "pack", "bench", "duplicates"],
 }
 LINES = [[command] for command in COMMANDS] + [[c, sub] for c, subs in COMMANDS.items() for sub in subs]
 
