@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -19,6 +18,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.environment import environment  # noqa: E402 - found from any folder
 
 #: Plans and writes a study; prints seconds after imports by phase, cells, peak bytes.
 WORK = """
@@ -56,7 +58,6 @@ print(json.dumps({**found, "cells": cells, "points": len(draft.grid), "peak": pe
 
 def study_text(budgets: int, shares: int, seeds: int) -> str:
     """The built-in study with six students and teachers, and these many budgets, shares and seeds."""
-    sys.path.insert(0, str(ROOT))
     from sweeps.default_study import default_study
 
     text = default_study((1e21,)).decode()
@@ -74,21 +75,6 @@ def study_text(budgets: int, shares: int, seeds: int) -> str:
         text, count = re.subn(pattern, value, text)
         assert count == 1, pattern
     return text
-
-
-def environment() -> str:
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        )
-        if Path("/proc/cpuinfo").exists()
-        else iter([platform.processor()]),
-        "unknown",
-    )
-    machine = f"{platform.system()} {platform.machine()}, {model}, {os.cpu_count()} cores"
-    return f"Python {platform.python_version()}, {machine}"
 
 
 def in_process(study: Path, *options: str) -> str:

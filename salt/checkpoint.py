@@ -71,6 +71,17 @@ def pack(
     return Packed(seal=seal, data=data)
 
 
+def store(
+    run: RunDir, packed: Callable[[], Packed], *, keeps: bool, saves: bool, warn: Callable[[str], None]
+) -> None:
+    """Pack a state once and write it as what it is to be: a kept state, a checkpoint, or both."""
+    state = packed()
+    if keeps:  # before the checkpoint: a run that goes on from there has kept it
+        keep(run, state, warn)
+    if saves:
+        save(run, state)
+
+
 def save(run: RunDir, packed: Packed) -> None:
     """Write a checkpoint; only when it is whole do older ones go, but for the last."""
     _write(_path(run, packed.seal.step), packed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from salt.flops import output_width, target_encoder
-from salt.masks import draw_masks
+from salt.masks import draw_group, draw_masks
 from salt.objectives import distance, latent_targets, pixel_targets
 from salt.predictor import Predictor
 from salt.randomness import run_seed, torch_seed
@@ -170,55 +171,53 @@ class Learner:
     def outcome(
         self,
         patches: torch.Tensor,
-        step: int,
-        places: range | None = None,
-        *,
-        labels: torch.Tensor | None = None,
-        latents: torch.Tensor | list[torch.Tensor] | None = None,
-        masks: Masks | None = None,
-    ) -> Outcome:
-        """Loss of the clips at `places` (default: 0 on) of the step's batch, patches [B, N, P].
-
-        `latents` are targets from a cache, [B, N, D] or at each mask's targets; else the teacher makes them.
-        """
-        places = range(len(patches)) if places is None else places
-        if masks is None and self.spec.arm != "supervised":
-            masks = self.masks(step, places).to(patches.device)
-        if self.spec.optim.precision == "bfloat16":
-            with torch.autocast(patches.device.type, torch.bfloat16):
-                return self._outcome(patches, masks, latents, labels)
-        return self._outcome(patches, masks, latents, labels)
-
-    def _outcome(
-        self,
-        patches: torch.Tensor,
         masks: Masks | None,
-        latents: torch.Tensor | list[torch.Tensor] | None,
-        labels: torch.Tensor | None,
+        *,
+        latents: torch.Tensor | list[torch.Tensor] | None = None,
+        labels: torch.Tensor | None = None,
     ) -> Outcome:
-        if latents is None and self.teacher is not None:
-            with torch.no_grad():
-                latents = self.teacher(patches, self.spec.objective.teacher_layer)
-        outcome: Outcome = self.objective(patches, masks, latents, labels)
+        """Loss of some clips, patches [B, N, P], under masks that are on their device (none: supervised).
+
+        `latents` are the teacher's, [B, N, D] or at each list of targets; without them the teacher is asked.
+        """
+        if latents is None:
+            latents = self.latents(patches)
+        with self._precision(patches):
+            outcome: Outcome = self.objective(patches, masks, latents, labels)
         return outcome
+
+    @torch.no_grad()
+    def latents(self, patches: torch.Tensor) -> torch.Tensor | None:
+        """What the teacher says of whole clips, [B, N, P] -> [B, N, D]; None where there is no teacher."""
+        if self.teacher is None:
+            return None
+        with self._precision(patches):
+            latents: torch.Tensor = self.teacher(patches, self.spec.objective.teacher_layer)
+        return latents
+
+    def _precision(self, patches: torch.Tensor) -> AbstractContextManager[object]:
+        if self.spec.optim.precision == "bfloat16":
+            return torch.autocast(patches.device.type, torch.bfloat16)
+        return nullcontext()
 
     def loss(self, patches: torch.Tensor, step: int, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Loss of a whole batch, patches [B, N, P]."""
-        return self.outcome(patches, step, labels=labels).loss
+        masks = self.masks(step, range(len(patches)))
+        return self.outcome(patches, None if masks is None else masks.to(patches.device), labels=labels).loss
 
-    def masks(self, step: int, places: range) -> Masks:
-        """Masks of the clips at these places of the step's batch, on the CPU."""
+    def masks(self, step: int, places: range) -> Masks | None:
+        """Masks of the clips at these places of the step's batch, on the CPU; the supervised arm has none."""
+        if self.spec.arm == "supervised":
+            return None
         shapes: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
         for index, mask in enumerate(self.spec.masks):
             if mask.keep == "batch_min":
                 group, rest = divmod(places.start, mask.keep_clips)
                 if rest or len(places) != mask.keep_clips:
                     raise ValueError(f"masks[{index}]: clips {places} are not one group of {mask.keep_clips}")
-                from salt.masks import draw_group  # type: ignore[attr-defined]
-
                 drawn = draw_group(mask, self.grid, group, seed=self.seed, step=step, index=index)
             else:
-                drawn = draw_masks(mask, self.grid, len(places), seed=self.seed, step=step, index=index)
+                drawn = draw_masks(mask, self.grid, places, seed=self.seed, step=step, index=index)
             visible, target = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1])
             shapes.setdefault((visible.shape[1], target.shape[1]), []).append((visible, target, index))
         numbers = None
@@ -243,6 +242,13 @@ class Learner:
             torch._foreach_lerp_(
                 list(self.teacher.parameters()), list(self.encoder.parameters()), 1 - momentum
             )
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules that are called, each as a whole: `objective`, and `ema` or `teacher`."""
+        found: dict[str, nn.Module] = {"objective": self.objective}
+        if self.teacher is not None:
+            found["ema" if self.spec.arm == "vjepa" else "teacher"] = self.teacher
+        return found
 
     def modules(self) -> Mapping[str, nn.Module]:
         """What is saved: trained modules, and V-JEPA's average under `ema`."""

@@ -132,6 +132,25 @@ def _all_else(spec: RunSpec) -> dict[str, object]:
     return fields | {f"optim.{name}": value for name, value in optim.items() if name != "schedule"}
 
 
+def clip_gradients(modules: list[nn.Module], spec: RunSpec, step: int) -> torch.Tensor:
+    """Limit gradient norms as the run asks; the norm of all gradients before that, float32 [].
+
+    With `clip_scope: module` the encoder and the predictor are limited apart. Sharded gradients give their
+    norm over all ranks. During warmup nothing is limited unless `clip_in_warmup`.
+    """
+    import torch
+
+    from salt.shard import clip_gradients as limit_norm
+
+    optim = spec.optim
+    clips = optim.clip_norm is not None and (optim.clip_in_warmup or step >= warmup_steps(optim, spec.steps))
+    limit = optim.clip_norm if clips and optim.clip_norm is not None else math.inf
+    if optim.clip_scope == "all":
+        return limit_norm([p for module in modules for p in module.parameters()], limit)
+    norms = [limit_norm(module.parameters(), limit) for module in modules]
+    return torch.stack(norms).square().sum().sqrt()
+
+
 def build_optimizer(modules: list[nn.Module], optim: OptimSpec) -> torch.optim.AdamW:
     """AdamW in two groups: matrices decay; biases, norms and other vectors do not."""
     import torch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from salt.specs import Arm, Cost, Frames, ProbeKind, Spec
+from salt.mask_statistics import MaskStatistics
+from salt.specs import Arm, Cost, Frames, MaskSpec, ProbeKind, Spec
 
 
 class ProbeScore(Spec, kw_only=True):
@@ -37,6 +38,39 @@ class ProbeResult(Spec, kw_only=True):
     wall_s: float
 
 
+class MaskInput(Spec, kw_only=True):
+    """What one mask of a run shows, over many draws: shares of the token grid; see `MaskStatistics`."""
+
+    mask: MaskSpec
+    statistics: MaskStatistics
+
+
+class ListInput(Spec, kw_only=True):
+    """One list as the run found it: `clips` are those that decoded (streamed: all, none was tried yet)."""
+
+    name: str
+    fingerprint: str
+    clips: int
+    skipped_files: int
+
+
+class RunInputs(Spec, kw_only=True):
+    """`inputs.json`: what a run began with, written before its first step."""
+
+    lists: tuple[ListInput, ...]
+    masks: tuple[MaskInput, ...]
+
+
+class ListSeen(Spec, kw_only=True):
+    """What a run has drawn of one list of its mixture."""
+
+    name: str
+    clips_seen: int
+    unique_clips: int
+    epochs: float
+    max_repeats: int
+
+
 class RunResult(Spec, kw_only=True):
     """`result.json`: written last. It exists if and only if the run is done."""
 
@@ -53,6 +87,8 @@ class RunResult(Spec, kw_only=True):
     clips_seen: int
     unique_clips: int
     epochs: float
+    max_repeats: int = 0  # draws of the clip that was drawn most often
+    lists: tuple[ListSeen, ...] = ()
 
 
 class RunError(Spec, kw_only=True):

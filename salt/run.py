@@ -17,32 +17,22 @@ import msgspec
 
 from salt.errors import RunFailed, UserError
 from salt.flops import run_cost
-from salt.optim import schedule_problems
 from salt.plan_specs import PlannedRun
-from salt.result_specs import RunError, RunResult
+from salt.problems import run_problems
+from salt.result_specs import ListSeen, RunError, RunResult
 from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 
 if TYPE_CHECKING:
     from salt.clips import Clips
     from salt.vit import Encoder
+    from salt.world import World
 
 
 class Environment(msgspec.Struct, kw_only=True):
     """`env.json`: provenance of each attempt. It is not part of the run's identity."""
 
     attempts: list[dict[str, str | None]] = []
-
-
-def run_problems(spec: RunSpec) -> list[str]:
-    """Why no attempt at this run can succeed, from its spec alone; empty if one may."""
-    problems = schedule_problems(spec)
-    if spec.cached_views is not None:
-        problems.append(
-            f"cached_views {spec.cached_views}: training on cached targets is planned and priced, but not "
-            "there yet; write `targets: online` in the study and plan again"
-        )
-    return problems
 
 
 def execute(
@@ -54,11 +44,14 @@ def execute(
 ) -> None:
     """Do what is missing of a run: training from its newest checkpoint, then its probes, then `result.json`.
 
-    The caller holds the run's claim. A failure is written to `error.json` and raised as `RunFailed`; a later
-    call tries again from the last checkpoint. A spec that is not the one that the run is named after raises
-    `RunFailed` before anything is written.
+    The caller holds the run's claim. Processes that torchrun started train together; rank 0 alone writes and
+    probes, the others return when training ends. A failure is written to `error.json` and raised as
+    `RunFailed`; a later call tries again from the last checkpoint. A spec that is not the one that the run is
+    named after raises `RunFailed` before anything is written.
     """
     import torch
+
+    from salt.world import join
 
     if spec_id(planned.spec) != planned.run_id:
         raise RunFailed(
@@ -68,38 +61,57 @@ def execute(
         )
     torch.set_num_threads(execution.threads)
     run = RunDir(store, planned.run_id)
-    attempt = _begin(run, planned.spec)
+    with join(execution) as world:
+        attempt = world.share(world.on_main(lambda: _begin(run, planned.spec)))
+        try:
+            _train(run, planned, execution, attempt, warn, world)
+        except Exception as error:
+            failure = _failed(error)
+            if world.main:
+                _record(run, failure, attempt, error)
+            raise failure from error
+    if not world.main:
+        return
     try:
-        problems = run_problems(planned.spec)
-        if problems:
-            raise RunFailed("config", "; ".join(problems))
-        _execute(run, planned, probes, execution, attempt, warn)
-    except RunFailed as error:
-        _record(run, error.kind, str(error), attempt, None)
-        raise
-    except UserError as error:  # lists and videos: the user's to mend, but found inside a run
-        _record(run, "data", str(error), attempt, None)
-        raise RunFailed("data", str(error)) from error
+        _probe_and_finish(run, planned, probes, execution, attempt)
     except Exception as error:
-        _record(run, "code", f"{type(error).__name__}: {error}", attempt, traceback.format_exc())
-        raise RunFailed("code", f"{type(error).__name__}: {error}") from error
+        failure = _failed(error)
+        _record(run, failure, attempt, error)
+        raise failure from error
 
 
-def _execute(
+def _failed(error: Exception) -> RunFailed:
+    if isinstance(error, RunFailed):
+        return error
+    if isinstance(error, UserError):  # lists and videos: the user's to mend, but found inside a run
+        return RunFailed("data", str(error))
+    return RunFailed("code", f"{type(error).__name__}: {error}")
+
+
+def _train(
     run: RunDir,
     planned: PlannedRun,
-    probes: Mapping[str, ProbeSpec],
     execution: ExecSpec,
     attempt: int,
     warn: Callable[[str], None],
+    world: World,
 ) -> None:
     spec = planned.spec
-    opened: dict[str, Clips] = {}
+    problems = run_problems(spec)
+    if problems:
+        raise RunFailed("config", "; ".join(problems))
+    if spec.arm == "external" and not run.artefact.exists():
+        raise RunFailed(
+            "teacher",
+            f"the weights of {run.run_id} ({spec.external.model if spec.external else 'unknown'}) are not in "
+            f"the store {run.store}: `salt-train import FOLDER --store {run.store}` brings them",
+        )
     if spec.arm != "raw" and not run.artefact.exists():
+        from salt.sources import open_sources
         from salt.train import train
 
-        clips = _clips(run.store, spec, spec.data.fingerprint, execution, opened)
-        train(spec, run, clips, execution, attempt, warn)
+        sources = open_sources(run.store, spec, execution)
+        train(spec, run, sources, execution, attempt, warn if world.main else lambda _: None, world)
     lost = run.missing_kept(spec)
     if lost:
         raise RunFailed(
@@ -107,12 +119,24 @@ def _execute(
             f"the state at steps {list(lost)} is gone from {run.kept}, and the run is trained: "
             "move its folder away to train it again",
         )
+
+
+def _probe_and_finish(
+    run: RunDir,
+    planned: PlannedRun,
+    probes: Mapping[str, ProbeSpec],
+    execution: ExecSpec,
+    attempt: int,
+) -> None:
+    spec = planned.spec
     encoder: Encoder | None = None
     branch, digest = "raw", ""
+    opened: dict[str, Clips] = {}
     for probe_id in planned.probe_ids:
         if run.probe(probe_id).exists():
             continue
         from salt.probe import run_probes
+        from salt.sources import open_stored
 
         if spec.arm != "raw" and encoder is None:
             from salt.artefact import load_artefact
@@ -120,7 +144,8 @@ def _execute(
             encoder, branch, digest = load_artefact(run, spec)
         probe = probes[probe_id]
         for data in (probe.train, probe.selection, probe.report):
-            _clips(run.store, spec, data.fingerprint, execution, opened)
+            if data.fingerprint not in opened:
+                opened[data.fingerprint] = open_stored(run.store, spec.clip, data.fingerprint, execution)
         result = run_probes(
             probe, probe_id, spec, run.run_id, encoder, branch, digest, opened, execution.device
         )
@@ -134,13 +159,20 @@ def _result(run: RunDir, planned: PlannedRun, attempt: int) -> RunResult:
     """What the run's files say, whichever attempt wrote them: a kill before this loses nothing of it."""
     from salt.artefact import read_about
     from salt.metrics import read_metrics
+    from salt.seen import seen
 
     spec = planned.spec
     about = None if spec.arm == "raw" else read_about(run)
     last = {row["step"]: row for row in read_metrics(run.metrics)}.get(spec.steps, {})
     probes = [run.read_probe(probe_id) for probe_id in planned.probe_ids]
     first = 0 if spec.trunk is None else spec.trunk.step
-    seen = (spec.steps - first) * spec.optim.batch_clips
+    inputs = run.read_inputs()
+    drawn = seen(
+        spec,
+        first * spec.optim.batch_clips,
+        (spec.steps - first) * spec.optim.batch_clips,
+        sizes=None if inputs is None else [item.clips for item in inputs.lists],
+    )
     return RunResult(
         run_id=run.run_id,
         arm=spec.arm,
@@ -152,47 +184,12 @@ def _result(run: RunDir, planned: PlannedRun, attempt: int) -> RunResult:
         attempts=attempt,
         train_wall_s=last.get("wall_s") if spec.steps else 0.0,
         probe_wall_s=round(sum(probe.wall_s for probe in probes if probe), 3),
-        clips_seen=seen,
-        unique_clips=_unique_clips(spec, first * spec.optim.batch_clips, seen),
-        epochs=seen / spec.data.clips,
+        clips_seen=drawn.clips_seen,
+        unique_clips=drawn.unique_clips,
+        epochs=drawn.epochs,
+        max_repeats=drawn.max_repeats,
+        lists=tuple(msgspec.convert(item, ListSeen, from_attributes=True) for item in drawn.lists),
     )
-
-
-def _unique_clips(spec: RunSpec, first: int, seen: int) -> int:
-    """Different clips among `seen` draws from the `first`-th on; each epoch is a permutation of the list."""
-    clips = spec.data.clips
-    into = first % clips
-    if into + seen <= clips or into + seen >= 2 * clips or into == 0:
-        return min(seen, clips)
-    from salt.randomness import generator, run_seed
-
-    # The end of one epoch and the beginning of the next, in the orders of `salt.batches`.
-    this, following = (
-        generator(run_seed(spec), "order", first // clips + more).permutation(clips) for more in (0, 1)
-    )
-    return len({*this[into:].tolist(), *following[: into + seen - clips].tolist()})
-
-
-def _clips(
-    store: Path, spec: RunSpec, fingerprint: str, execution: ExecSpec, opened: dict[str, Clips]
-) -> Clips:
-    """The decoded clips of a list, opened once."""
-    from salt.clips import planned_clips
-
-    if fingerprint not in opened:
-        if fingerprint not in execution.lists:
-            raise RunFailed(
-                "data",
-                f"no list with the fingerprint {fingerprint} is known here: plan again where the lists are",
-            )
-        opened[fingerprint] = planned_clips(
-            Path(execution.lists[fingerprint]),
-            fingerprint,
-            spec.clip,
-            store / "cache",
-            workers=execution.decode_workers,
-        )
-    return opened[fingerprint]
 
 
 def _begin(run: RunDir, spec: RunSpec) -> int:
@@ -239,17 +236,18 @@ def _git_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _record(run: RunDir, kind: str, message: str, attempt: int, trace: str | None) -> None:
+def _record(run: RunDir, failure: RunFailed, attempt: int, error: Exception) -> None:
     from salt.metrics import read_metrics
 
     rows = read_metrics(run.metrics)
-    error = RunError(
+    known = isinstance(error, RunFailed | UserError)
+    record = RunError(
         run_id=run.run_id,
-        kind=kind,
-        message=message,
+        kind=failure.kind,
+        message=str(failure),
         attempt=attempt,
         step=rows[-1]["step"] if rows else None,
         host=socket.gethostname(),
-        traceback=trace,
+        traceback=None if known else "".join(traceback.format_exception(error)),
     )
-    write_atomically(run.error, pretty_json(error))
+    write_atomically(run.error, pretty_json(record))

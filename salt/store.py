@@ -1,8 +1,8 @@
 """The run store: files are the database.
 
 <store>/plans/<name>/{study.yaml, plan.jsonl, costs.csv}
-<store>/runs/<id[:2]>/<id>/{spec.json, env.json, claim, metrics.jsonl, ckpt/, kept/, artefact.safetensors,
-                            probes/<probe_id>.json, error.json, result.json}
+<store>/runs/<id[:2]>/<id>/{spec.json, env.json, claim, metrics.jsonl, inputs.json, ckpt/, kept/,
+                            artefact.safetensors, probes/<probe_id>.json, error.json, result.json}
 <store>/cache/       disposable: decoded clips
 """
 
@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from salt.errors import UserError
-from salt.result_specs import ProbeResult, RunError, RunResult
+from salt.result_specs import ProbeResult, RunError, RunInputs, RunResult
 from salt.specs import RunSpec
 
 T = TypeVar("T")
@@ -77,6 +77,7 @@ class RunDir:
         self.env = self.path / "env.json"
         self.claim = self.path / "claim"
         self.metrics = self.path / "metrics.jsonl"
+        self.inputs = self.path / "inputs.json"
         self.checkpoints = self.path / "ckpt"
         self.kept = self.path / "kept"
         self.artefact = self.path / "artefact.safetensors"
@@ -89,6 +90,9 @@ class RunDir:
 
     def read_result(self) -> RunResult | None:
         return read_json(self.result, RunResult) if self.result.exists() else None
+
+    def read_inputs(self) -> RunInputs | None:
+        return read_json(self.inputs, RunInputs) if self.inputs.exists() else None
 
     def read_error(self) -> RunError | None:
         return read_json(self.error, RunError) if self.error.exists() else None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from salt.errors import UserError
 from salt.flops import step_cost
 from salt.sizes import SIZES, check_model, grid
@@ -29,7 +31,7 @@ from sweeps.document import unknown_name
 from sweeps.site import DEFAULT, GIB, SiteSpec, load_site, site_yaml, with_measured
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 #: Side of the square matrices whose product measures the peak: 17.2 GFLOP.
 MATRIX = 2048
@@ -293,8 +295,12 @@ def measure_speed(spec: RunSpec, *, steps: int, device: str, threads: int | None
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        step = _training_step(spec, torch.device(device))
-        kind = torch.bfloat16 if device == "cuda" else torch.float32
+        from salt.rehearsal import Rehearsal
+
+        half = device == "cuda"
+        optim = msgspec.structs.replace(spec.optim, precision="bfloat16" if half else "float32")
+        step = Rehearsal(msgspec.structs.replace(spec, optim=optim), torch.device(device))
+        kind = torch.bfloat16 if half else torch.float32
         random = torch.Generator().manual_seed(0)
         a, b = (torch.randn(MATRIX, MATRIX, generator=random).to(device, kind) for _ in range(2))
         times = [(_timed(lambda: a @ b, device), _timed(step, device)) for _ in range(steps + 1)][1:]
@@ -305,40 +311,6 @@ def measure_speed(spec: RunSpec, *, steps: int, device: str, threads: int | None
         torch.set_num_threads(before)
     product_s, step_s = zip(*times, strict=True)
     return Speed(step_flops=step_cost(spec).total_flops, step_s=step_s, product_s=product_s)
-
-
-def _training_step(spec: RunSpec, device: torch.device) -> Any:
-    """A function that trains one step on noise."""
-    import numpy as np
-    import torch
-
-    from salt.batches import Batches
-    from salt.learner import Learner, build_encoder, freeze
-    from salt.optim import build_optimizer
-
-    learner = Learner(spec)
-    if spec.teacher is not None:
-        learner.teacher = freeze(build_encoder(spec.teacher.encoder, spec.model, spec.clip, seed=1))
-    learner.to(device)
-    optimizer = build_optimizer(learner.trained, spec.optim)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    clip, count = spec.clip, spec.optim.batch_clips
-    shape = (count, clip.frames, clip.store_px, clip.store_px, clip.channels)
-    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    batches = Batches(noise, clip, spec.model, count, seed=0)
-    half = device.type == "cuda"
-
-    def step() -> None:
-        patches = batches(0).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss = learner.loss(patches, 0)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        learner.update_teacher(0.999)
-
-    return step
 
 
 def _timed(work: Any, device: str) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from salt.batches import Batches, to_patches
+from salt.batches import to_patches
 from salt.learner import Learner, build_encoder
 from salt.objectives import latent_targets, pixel_targets
 from salt.optim import ema_momentum, learning_rate, weight_decay
@@ -64,19 +64,6 @@ def test_patches_are_the_pixels_they_name() -> None:
     cut = crops[1, 2 * t : 2 * t + 2, 6 * y : 6 * y + 6, 6 * x : 6 * x + 6, 0]
     expected = (cut.astype(np.float64) / 255 - CLIP.mean) / CLIP.std
     np.testing.assert_allclose(patches[1, (t * 4 + y) * 4 + x].numpy(), expected.ravel(), atol=1e-5)
-
-
-def test_every_epoch_uses_each_clip_once_with_fresh_crops() -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (10, 8, 32, 32, 1), dtype=np.uint8)
-    batches = Batches(frames, CLIP, model_spec("micro"), batch=4, seed=5)
-    order = np.concatenate([batches.indices(step) for step in range(5)])  # two epochs of ten
-    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
-    assert list(order[:10]) != list(order[10:])
-    fresh = Batches(frames, CLIP, model_spec("micro"), batch=4, seed=5)
-    assert torch.equal(fresh(3), batches(3))  # any step can be asked for, in any order
-    still = np.repeat(frames[:1], 4, axis=0)
-    crops = Batches(still, CLIP, model_spec("micro"), batch=4, seed=5)
-    assert not torch.equal(crops(0)[0], crops(0)[1])
 
 
 @pytest.mark.parametrize("norm", ["patch_channel", "patch", "none"])

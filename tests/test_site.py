@@ -20,9 +20,9 @@ from salt.errors import UserError
 from salt.flops import step_cost
 from salt.learner import Learner, build_encoder, freeze
 from salt.optim import build_optimizer
+from salt.resume import optimizer_tensors
 from salt.sizes import SIZES, patch_values, tokens
 from salt.specs import Arm, ClipSpec, RunSpec, TrunkRef
-from salt.train import optimizer_tensors
 from sweeps.benchmark_cli import add_benchmark, benchmark_spec
 from sweeps.machine_time import (
     artefact_bytes,

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from salt import checkpoint
+from salt import checkpoint, sources
 from salt import run as running
 from salt.artefact import load_artefact, load_teacher, read_about, weights_sha256
-from salt.batches import Batches
 from salt.clips import Clips
 from salt.errors import RunFailed
 from salt.flops import run_cost
-from salt.learner import Learner
+from salt.learner import Learner, Outcome
 from salt.metrics import Metrics, read_metrics
 from salt.plan_specs import PlannedRun
 from salt.specs import DataSpec, ExecSpec, RunSpec, TeacherRef, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 from salt.train import train
+from salt.world import join
 from tests.examples import run_spec
 
 EXECUTION = ExecSpec(checkpoint_every_steps=10, log_every_steps=1)
@@ -55,7 +55,7 @@ def go(
 ) -> Any:
     run = RunDir(store, spec_id(spec))
     write_atomically(run.spec, pretty_json(spec))
-    train(spec, run, clips, EXECUTION, attempt, warn)
+    train(spec, run, {clips.fingerprint: clips}, EXECUTION, attempt, warn, join(EXECUTION))
     return read_about(run)
 
 
@@ -83,15 +83,16 @@ def test_a_killed_run_ends_as_one_that_was_not(
     straight = go(tmp_path / "whole", whole, clips)
     assert spec_of(arm, tmp_path / "cut", clips) == whole
 
-    draw = Batches.__call__
+    update = Learner.update_teacher
     with monkeypatch.context() as patch:
+        steps = iter(range(24))
 
-        def dies_at_17(self: Batches, step: int) -> torch.Tensor:
-            if step == 17:
+        def dies_at_17(self: Learner, momentum: float) -> None:
+            if next(steps) == 17:
                 raise Killed
-            return draw(self, step)
+            update(self, momentum)
 
-        patch.setattr(Batches, "__call__", dies_at_17)
+        patch.setattr(Learner, "update_teacher", dies_at_17)
         with pytest.raises(Killed):
             go(tmp_path / "cut", whole, clips)
     resumed = go(tmp_path / "cut", whole, clips, attempt=2)
@@ -139,14 +140,13 @@ def test_damaged_checkpoints_fall_back_loudly_and_none_left_refuses(clips: Clips
 def test_a_step_that_is_not_finite_stops_before_it_can_be_saved(
     clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = Learner.loss
+    outcome, steps = Learner.outcome, iter(range(40))
 
-    def poisoned(
-        self: Learner, patches: torch.Tensor, step: int, labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return loss(self, patches, step, labels) * (float("nan") if step == 17 else 1.0)
+    def poisoned(self: Learner, *inputs: Any, **options: Any) -> Outcome:
+        found = outcome(self, *inputs, **options)
+        return found._replace(loss=found.loss * float("nan")) if next(steps) == 17 else found
 
-    monkeypatch.setattr(Learner, "loss", poisoned)
+    monkeypatch.setattr(Learner, "outcome", poisoned)
     spec = run_spec("vjepa", "nano", steps=40, data=DATA)
     with pytest.raises(RunFailed, match="step 17") as error:
         go(tmp_path, spec, clips)
@@ -197,7 +197,7 @@ def test_a_kill_before_the_result_loses_nothing_of_it(
     spec = spec_of("salt", tmp_path, clips)
     planned = PlannedRun(run_id=spec_id(spec), role="student", spec=spec, cost=run_cost(spec), probe_ids=())
     folder = RunDir(tmp_path, planned.run_id)
-    monkeypatch.setattr(running, "_clips", lambda *_: clips)
+    monkeypatch.setattr(sources, "open_sources", lambda *_: {clips.fingerprint: clips})
     with monkeypatch.context() as patch:
 
         def dies(*_: object) -> None:

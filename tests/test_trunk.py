@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from safetensors.torch import load_file, save
 
 from salt import run as running
+from salt import sources
 from salt.artefact import load_artefact, load_kept_encoder, load_teacher, read_about, weights_sha256
-from salt.batches import Batches
+from salt.batches import Batches, to_patches
 from salt.clips import Clips
 from salt.errors import RunFailed, UserError
 from salt.flops import run_cost, step_cost
@@ -22,11 +23,12 @@ from salt.learner import Learner
 from salt.metrics import read_metrics
 from salt.optim import branch_problems, build_optimizer, rates, schedule_problems, warmup_steps
 from salt.plan_specs import Plan, PlannedRun
-from salt.randomness import run_seed
 from salt.result_specs import RunError
+from salt.seen import seen
 from salt.specs import DataSpec, ExecSpec, ObjectiveSpec, OptimSpec, RunSpec, TeacherRef, TrunkRef, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 from salt.train import train
+from salt.world import join
 from slurm.prepare import prepare_clips
 from slurm.states import State, assess
 from tests.examples import run_spec
@@ -79,7 +81,7 @@ def go(
 ) -> RunDir:
     run = RunDir(store, spec_id(spec))
     write_atomically(run.spec, pretty_json(spec))
-    train(spec, run, clips, EXECUTION, attempt, warn)
+    train(spec, run, {clips.fingerprint: clips}, EXECUTION, attempt, warn, join(EXECUTION))
     return run
 
 
@@ -200,16 +202,16 @@ def by_hand(store: Path, spec: RunSpec, clips: Clips) -> tuple[list[float], Lear
         above = RunDir(store, spec.teacher.run_id)
         learner.teacher, _ = load_teacher(above, spec.teacher, spec.model, spec.clip)
     optimizer = build_optimizer(learner.trained, spec.optim)
-    batches = Batches(clips.frames, spec.clip, spec.model, BATCH, run_seed(spec))
+    batches = Batches(spec, {clips.fingerprint: clips})
     losses, after_six = [], Learner(spec)
-    # The norm is summed in the optimiser's order of parameters: another one rounds differently.
+    # The norm is summed in the modules' order of parameters: another one rounds differently.
     for step, share in enumerate((0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25)):
         optimizer.param_groups[0].update(lr=LR * share, weight_decay=0.05)
         optimizer.param_groups[1].update(lr=LR * share, weight_decay=0.0)
-        loss = learner.loss(batches(step), step)
+        loss = learner.loss(to_patches(batches.crops(step), spec.clip, spec.model), step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        torch.nn.utils.clip_grad_norm_([p for m in learner.trained for p in m.parameters()], 1.0)
         optimizer.step()
         if spec.arm == "vjepa":
             assert learner.teacher is not None
@@ -411,7 +413,7 @@ def test_a_teacher_that_changed_between_attempts_is_refused(clips: Clips, tmp_pa
 def test_a_chain_of_three_and_a_cooldown_run_to_their_results(
     clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "_clips", lambda *_: clips)
+    monkeypatch.setattr(sources, "open_sources", lambda *_: {clips.fingerprint: clips})
     first = trunk_of("pixel", steps=7, keep=(5,))
     second = student_of(first, 5, steps=4)
     third = student_of(second, 4, steps=3)
@@ -430,10 +432,10 @@ def test_a_chain_of_three_and_a_cooldown_run_to_their_results(
     assert own.steps == 9
     assert own.cost == step_cost(branch) * 4
     assert (own.clips_seen, own.epochs) == (32, 32 / 24)
-    batches = Batches(clips.frames, branch.clip, branch.model, BATCH, run_seed(branch))
+    batches = Batches(branch, {clips.fingerprint: clips})
     drawn = [set(batches.indices(step).tolist()) for step in range(5, 9)]
     assert own.unique_clips == len(set().union(*drawn)) == 24
-    unique = running._unique_clips(branch, 5 * BATCH, 2 * BATCH)
+    unique = seen(branch, 5 * BATCH, 2 * BATCH).unique_clips
     assert unique == len(drawn[0] | drawn[1]) < 2 * BATCH
     assert results[first].unique_clips == 24
 
@@ -452,9 +454,9 @@ def test_a_chain_of_three_and_a_cooldown_run_to_their_results(
 
 def test_runs_that_cannot_be_trained_are_refused_at_once(tmp_path: Path) -> None:
     teacher = trunk_of("pixel")
-    cached = replace(student_of(teacher, 12), cached_views=4)
+    cached = replace(trunk_of("vjepa"), cached_views=4)
     too_late = trunk_of("pixel", keep=(13,))
-    for spec, words in ((cached, "targets: online"), (too_late, r"keep_steps \[13\]")):
+    for spec, words in ((cached, "only a frozen teacher's targets"), (too_late, r"keep_steps \[13\]")):
         with pytest.raises(RunFailed, match=words) as error:
             running.execute(tmp_path, planned(spec), {}, EXECUTION)
         assert error.value.kind == "config"
