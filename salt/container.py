@@ -88,6 +88,8 @@ def probe_video(path: Path) -> VideoProbe:
                 raise VideoError(path, "no video stream")
             stream = container.streams.video[0]
             promised = _promised_frames(container, stream)
+            is_image = container.format.name == "image2" or container.format.name.endswith("_pipe")
+            rate = None if is_image else stream.average_rate  # a made-up one
             shown = hidden = 0
             for packet in container.demux(stream):
                 if packet.size == 0:
@@ -99,7 +101,7 @@ def probe_video(path: Path) -> VideoProbe:
             probe = VideoProbe(
                 width_px=stream.codec_context.width,
                 height_px=stream.codec_context.height,
-                fps=float(stream.average_rate) if stream.average_rate else None,
+                fps=float(rate) if rate else None,
                 frames=shown,
                 hidden_frames=hidden,
                 header_frames=stream.frames or None,

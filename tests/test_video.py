@@ -306,6 +306,8 @@ def test_an_image_is_a_still_clip_the_right_way_up(tmp_path: Path) -> None:
         assert np.abs(frames[2].astype(int) - seen).mean() < 3, orientation
     for name in ("b.png", "b.webp", "b.bmp"):
         Image.fromarray(seen).save(tmp_path / name)
+        probe = probe_video(tmp_path / name)
+        assert (probe.frames, probe.fps, probe.width_px) == (1, None, 90)
         (tmp_path / name).rename(tmp_path / "no-name")  # told by content
         stored = decode_clips(tmp_path / "no-name", clip_spec(frames=3, store_px=30, clips_per_file=2))
         assert (stored.frames.shape, stored.padded_frames) == ((2, 3, 30, 30, 3), 0)
