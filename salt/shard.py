@@ -144,20 +144,17 @@ class Averaging:
             self._buckets[-1].append(parameter)
         self._place = {p: place for place, bucket in enumerate(self._buckets) for p in bucket}
         self._arrived = [0] * len(self._buckets)
-        self._sent: list[tuple[list[torch.Tensor], torch.Tensor, Work]] = []
+        self._sent: list[tuple[torch.Tensor, Work]] = []
         self._next = 0
         for parameter in self._place:
             parameter.register_post_accumulate_grad_hook(self._arrive)
 
     def finish(self) -> None:
-        """Send what no hook has sent, wait for all, and put the averages into the gradients."""
+        """Send what no hook has sent, wait for all, and make sums averages."""
         self._send(len(self._buckets))
-        for gradients, flat, work in self._sent:
+        for flat, work in self._sent:
             work.wait()
-            averages = flat.div_(self.world.size).split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(
-                gradients, [part.view_as(own) for part, own in zip(averages, gradients, strict=True)]
-            )
+            flat.div_(self.world.size)  # gloo knows sums only
         self._sent, self._next, self._arrived = [], 0, [0] * len(self._buckets)
 
     def _arrive(self, parameter: torch.Tensor) -> None:
@@ -175,10 +172,13 @@ class Averaging:
 
         for bucket in self._buckets[self._next : stop]:
             # A weight outside this run's loss has no gradient on any rank.
-            gradients = [p.grad for p in bucket if p.grad is not None]
-            if gradients:
-                flat = torch.cat([gradient.flatten() for gradient in gradients])
-                self._sent.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
+            held = [p for p in bucket if p.grad is not None]
+            if not held:
+                continue
+            flat = torch.cat([p.grad.flatten() for p in held if p.grad is not None])
+            for parameter, part in zip(held, flat.split([p.numel() for p in held]), strict=True):
+                parameter.grad = part.view_as(parameter)  # frees the old one: no second copy of all gradients
+            self._sent.append((flat, dist.all_reduce(flat, async_op=True)))
         self._next = max(self._next, stop)
 
 
