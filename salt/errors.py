@@ -14,7 +14,7 @@ class RunFailed(RuntimeError):
     """A run stopped for a reason that belongs in its `error.json`.
 
     `kind` tells the causes apart: `diverged`, `data`, `teacher`, `trunk`, `checkpoint`, `config`, `disk`,
-    `code`.
+    `ranks`, `code`.
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -47,6 +47,9 @@ def data_problems(spec: RunSpec) -> list[str]:
     ):
         if low > high:
             problems.append(f"clip.{name}_min {low:g} is above clip.{name}_max {high:g}")
+    for name in ("mean", "std"):
+        if isinstance(getattr(clip, name), tuple) and clip.channels == 1:
+            problems.append(f"clip.{name} {list(getattr(clip, name))}: three values for clips of one channel")
     if spec.cached_views is not None and clip.source == "streamed":
         problems.append("cached targets need clips that stay the same: clip.source must be `stored`")
     for index, mask in enumerate(spec.masks):

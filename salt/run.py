@@ -41,13 +41,15 @@ def execute(
     probes: Mapping[str, ProbeSpec],
     execution: ExecSpec,
     warn: Callable[[str], None] = lambda message: print(f"warning: {message}", file=sys.stderr, flush=True),
+    *,
+    processes: int | None = None,
 ) -> None:
     """Do what is missing of a run: training from its newest checkpoint, then its probes, then `result.json`.
 
-    The caller holds the run's claim. Processes that torchrun started train together; rank 0 alone writes and
-    probes, the others return when training ends. A failure is written to `error.json` and raised as
-    `RunFailed`; a later call tries again from the last checkpoint. A spec that is not the one that the run is
-    named after raises `RunFailed` before anything is written.
+    The caller holds the run's claim. Processes that torchrun or srun started (`salt.world.join`) train
+    together; rank 0 alone writes and probes, the others return when training ends. A failure is written to
+    `error.json` and raised as `RunFailed`; a later call tries again from the last checkpoint. A spec that is
+    not the one that the run is named after raises `RunFailed` before anything is written.
     """
     import torch
 
@@ -61,7 +63,7 @@ def execute(
         )
     torch.set_num_threads(execution.threads)
     run = RunDir(store, planned.run_id)
-    with join(execution) as world:
+    with join(execution, processes=processes) as world:
         attempt = world.share(world.on_main(lambda: _begin(run, planned.spec)))
         try:
             _train(run, planned, execution, attempt, warn, world)

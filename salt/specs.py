@@ -91,7 +91,8 @@ class ClipSpec(Spec, kw_only=True):
     Each epoch crops afresh: `shift` is a square of `crop_px` (streamed: of the frame scaled to `store_px`) at
     a random place; `random_resized` a box with a share `crop_scale_*` of the area and an aspect ratio
     `crop_aspect_*` (log-uniform), resized to `crop_px`, the same for all frames. `flip` mirrors half of all
-    clips. An image is a still clip. Values are `(pixel / 255 - mean) / std`.
+    clips. An image is a still clip. Values are `(pixel / 255 - mean) / std`, one mean and std for all channels or
+    one each.
     """
 
     source: Literal["stored", "streamed"] = "stored"
@@ -108,8 +109,8 @@ class ClipSpec(Spec, kw_only=True):
     crop_aspect_max: PositiveFloat = 1.35
     flip: bool = False
     channels: Literal[1, 3] = 3
-    mean: float = 0.449
-    std: PositiveFloat = 0.226
+    mean: float | tuple[float, float, float] = 0.449
+    std: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] = 0.226
     short_clips: Literal["skip", "repeat-last", "loop", "shrink-stride"] = "skip"
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from salt import __version__
+from salt import __version__, exchange_cli, probe_cli
 from salt.errors import UserError
 from salt.plan_specs import PlannedRun
 from salt.plans import choose_plan, plan_names, read_plan
@@ -21,6 +23,9 @@ _EXAMPLES = """examples:
   salt-train run 3f2a --plan miniature             train and probe a run of a plan (an id, or its beginning)
   salt-train run spec.json --list clips/train.csv  train a run from a spec file, as in <run>/spec.json
   salt-train show 3f2a                             steps, loss, probes and errors of a run
+  salt-train probe 3f2a --spec suite.yaml          more probes of a run that is done, or of a kept state
+  salt-train export 3f2a --out folder/             weights for Hugging Face's VJEPA2Model
+  torchrun --nproc-per-node 4 --no-python salt-train run 3f2a    four processes train one run
 """
 
 
@@ -28,16 +33,21 @@ def main(argv: Sequence[str]) -> int:
     """Run `salt-train` with these arguments; the exit code."""
     arguments = _parser().parse_args(list(argv))
     store = store_path(arguments.store)
-    if arguments.command == "run":
-        return _run(arguments, store)
-    return _show(arguments, store)
+    commands = {
+        "run": _run,
+        "show": _show,
+        "probe": probe_cli.run_probe,
+        "export": exchange_cli.run_export,
+        "import": exchange_cli.run_import,
+    }
+    return commands[arguments.command](arguments, store)
 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="salt-train",
-        description="Train one run in this process, or show one. `salt-sweep submit` sends whole studies.",
+        description="Train one run, show, probe or exchange it. `salt-sweep submit` sends whole studies.",
         epilog=_EXAMPLES,
         formatter_class=raw,
     )
@@ -56,11 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--list", type=Path, dest="list_path", help="for a spec file: the list of its videos")
     run.add_argument("--threads", type=int, help="threads of this process (default: as planned)")
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: as planned)")
+    run.add_argument(
+        "--processes", type=int, metavar="N", help="how many train it together (default: as torchrun says)"
+    )
     show = commands.add_parser("show", help="what a run is and did", epilog=_EXAMPLES, formatter_class=raw)
     show.add_argument("run", metavar="RUN", help="a run id of the store, or its beginning")
     for command in (run, show):
         command.add_argument("--store", help="run store (default: $SALT_STORE, else ./salt-store)")
         command.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    probe_cli.add_parsers(commands)
+    exchange_cli.add_parsers(commands)
     return parser
 
 
@@ -75,20 +90,26 @@ def _run(arguments: argparse.Namespace, store: Path) -> int:
         execution = msgspec.structs.replace(execution, threads=arguments.threads)
     if arguments.device is not None:
         execution = msgspec.structs.replace(execution, device=arguments.device)
+    from salt.world import find_launch
+
+    launch = find_launch(os.environ, arguments.processes)
+    main = launch is None or launch.rank == 0
     run = RunDir(store, planned.run_id)
-    if not run.is_complete(planned.probe_ids):
+    if run.is_complete(planned.probe_ids):
+        if main:
+            print(f"run {planned.run_id} is complete; nothing to do", file=sys.stderr)
+    else:
         from salt.claim import Claim, ClaimHeld
         from salt.run import execute
 
-        try:
-            claim = Claim.acquire(run)
+        try:  # the claim is rank 0's; without it that process ends, and its launcher ends the others
+            claim = Claim.acquire(run) if main else nullcontext()
         except ClaimHeld as held:
             raise UserError(f"{held}: wait for it, or stop it") from held
         with claim:
-            execute(store, planned, probes, execution)
-    else:
-        print(f"run {planned.run_id} is complete; nothing to do", file=sys.stderr)
-    _print(summary(run), arguments.json)
+            execute(store, planned, probes, execution, processes=arguments.processes)
+    if main:
+        _print(summary(run), arguments.json)
     return 0
 
 
@@ -113,6 +134,7 @@ def _from_file(path: Path, list_path: Path | None) -> tuple[PlannedRun, dict[str
     from salt.flops import run_cost
     from salt.lists import data_spec, read_list
     from salt.masks import check_masks
+    from salt.problems import run_problems
     from salt.sizes import check_model, grid
     from salt.store import read_json
 
@@ -122,7 +144,8 @@ def _from_file(path: Path, list_path: Path | None) -> tuple[PlannedRun, dict[str
         raise UserError(f"{path}: no such file")
     spec = read_json(path, RunSpec)
     problems = check_model(spec.model, spec.clip, spec.masks)
-    problems = problems or check_masks(spec.masks, grid(spec.model, spec.clip))
+    problems = problems or check_masks(spec.masks, grid(spec.model, spec.clip), spec.optim.batch_clips)
+    problems += run_problems(spec)
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
     data = data_spec(read_list(list_path), spec.data.name)

@@ -21,7 +21,7 @@ HEAVY = ("torch", "numpy", "pandas", "matplotlib", "sklearn", "scipy")
 COMMANDS = {
     "salt-sweep": ["plan", "submit", "status", "diff", "ledger", "recipe", "benchmark"],
     "salt-analyze": ["pareto", "weak-teacher", "report"],
-    "salt-train": ["run", "show"],
+    "salt-train": ["run", "show", "probe", "export", "import"],
     "salt-data": ["digits", "scan", "pack", "bench", "duplicates"],
 }
 LINES = [[command] for command in COMMANDS] + [[c, sub] for c, subs in COMMANDS.items() for sub in subs]

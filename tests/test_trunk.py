@@ -21,7 +21,7 @@ from salt.errors import RunFailed, UserError
 from salt.flops import run_cost, step_cost
 from salt.learner import Learner
 from salt.metrics import read_metrics
-from salt.optim import branch_problems, build_optimizer, rates, schedule_problems, warmup_steps
+from salt.optim import Rates, branch_problems, build_optimizer, rates, schedule_problems, warmup_steps
 from salt.plan_specs import Plan, PlannedRun
 from salt.result_specs import RunError
 from salt.seen import seen
@@ -90,15 +90,13 @@ class Killed(BaseException):
 
 
 def kill_at(step: int, store: Path, spec: RunSpec, clips: Clips) -> RunDir:
-    draw = Batches.__call__
-
-    def dies(self: Batches, now: int) -> torch.Tensor:
+    def dies(run: RunSpec, now: int) -> Rates:
         if now == step:
             raise Killed
-        return draw(self, now)
+        return rates(run, now)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Batches, "__call__", dies)
+        patch.setattr("salt.train.rates", dies)
         with pytest.raises(Killed):
             go(store, spec, clips)
     return RunDir(store, spec_id(spec))
