@@ -63,9 +63,24 @@ def _parser() -> argparse.ArgumentParser:
         "run", metavar="RUN", help="a run id of a plan (or its beginning), or the file of a run spec (.json)"
     )
     run.add_argument("--plan", help="the plan it is in (default: the newest of the store)")
-    run.add_argument("--list", type=Path, dest="list_path", help="for a spec file: the list of its videos")
+    run.add_argument(
+        "--list",
+        type=Path,
+        dest="lists",
+        action="append",
+        default=[],
+        help="for a spec file: the list of its videos; again for each list of a mixture",
+    )
     run.add_argument("--threads", type=int, help="threads of this process (default: as planned)")
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: as planned)")
+    run.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any field of `execution`, such as micro_batch_clips=8 or compile=true",
+    )
     run.add_argument(
         "--processes", type=int, metavar="N", help="how many train it together (default: as torchrun says)"
     )
@@ -81,15 +96,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace, store: Path) -> int:
     if arguments.run.endswith(".json"):
-        planned, probes, execution = _from_file(Path(arguments.run), arguments.list_path)
+        planned, probes, execution = _from_file(Path(arguments.run), arguments.lists)
     else:
         planned, probes, execution = _from_plan(store, arguments.plan, arguments.run)
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise UserError(f"--threads {arguments.threads}: must be at least 1")
-        execution = msgspec.structs.replace(execution, threads=arguments.threads)
-    if arguments.device is not None:
-        execution = msgspec.structs.replace(execution, device=arguments.device)
+    execution = _changed(execution, arguments)
     from salt.world import find_launch
 
     launch = find_launch(os.environ, arguments.processes)
@@ -130,7 +140,28 @@ def _from_plan(
     return matches[0], found.probes, found.execution
 
 
-def _from_file(path: Path, list_path: Path | None) -> tuple[PlannedRun, dict[str, ProbeSpec], ExecSpec]:
+def _changed(execution: ExecSpec, arguments: argparse.Namespace) -> ExecSpec:
+    """The planned execution with what the command line says otherwise."""
+    settings = [*arguments.settings]
+    if arguments.threads is not None:
+        settings.append(f"threads={arguments.threads}")
+    if arguments.device is not None:
+        settings.append(f"device={arguments.device}")
+    fields: dict[str, Any] = msgspec.to_builtins(execution)
+    for text in settings:
+        key, given, value = text.partition("=")
+        if not given or key not in fields or key in ("folder", "lists"):
+            known = ", ".join(name for name in fields if name not in ("folder", "lists"))
+            raise UserError(f"--set {text}: write KEY=VALUE with one of the keys {known}")
+        try:
+            fields[key] = msgspec.yaml.decode(value.encode())
+            execution = msgspec.convert(fields, ExecSpec)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise UserError(f"--set {text}: {error}") from error
+    return execution
+
+
+def _from_file(path: Path, lists: list[Path]) -> tuple[PlannedRun, dict[str, ProbeSpec], ExecSpec]:
     from salt.flops import run_cost
     from salt.lists import data_spec, read_list
     from salt.masks import check_masks
@@ -138,7 +169,7 @@ def _from_file(path: Path, list_path: Path | None) -> tuple[PlannedRun, dict[str
     from salt.sizes import check_model, grid
     from salt.store import read_json
 
-    if list_path is None:
+    if not lists:
         raise UserError(f"{path}: a run from a spec file needs --list, the list of its videos")
     if not path.exists():
         raise UserError(f"{path}: no such file")
@@ -148,14 +179,17 @@ def _from_file(path: Path, list_path: Path | None) -> tuple[PlannedRun, dict[str
     problems += run_problems(spec)
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
-    data = data_spec(read_list(list_path), spec.data.name)
-    if data.fingerprint != spec.data.fingerprint:
+    there = {data_spec(read_list(each), spec.data.name).fingerprint: str(each) for each in lists}
+    wanted = [part.fingerprint for part in spec.data.parts] or [spec.data.fingerprint]
+    missing = [fingerprint for fingerprint in wanted if fingerprint not in there]
+    if missing:
+        found = ", ".join(f"{each} has {fingerprint}" for fingerprint, each in there.items())
         raise UserError(
-            f"{list_path} has the fingerprint {data.fingerprint}, the spec wants {spec.data.fingerprint}: "
-            f"give the right list, or put the new fingerprint and {data.clips} clips into {path}"
+            f"{path}: no list has the fingerprint {missing[0]} ({found}): give the right one with --list, "
+            "or put its fingerprint and number of clips into the spec"
         )
     planned = PlannedRun(run_id=spec_id(spec), role="student", spec=spec, cost=run_cost(spec), probe_ids=())
-    return planned, {}, ExecSpec(lists={data.fingerprint: str(list_path)})
+    return planned, {}, ExecSpec(lists=there)
 
 
 def _show(arguments: argparse.Namespace, store: Path) -> int:
