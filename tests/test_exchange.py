@@ -350,9 +350,11 @@ def test_the_commands(published: Path, tmp_path: Path, capsys: pytest.CaptureFix
     run = RunDir(store, str(first["run_id"]))
     assert (run.read_spec().clip.frames, run.read_spec().clip.crop_px) == (2, 16)
     assert json.loads(run.env.read_text())["attempts"][0]["name"] == "mine"
+    theirs = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+    assert call("import", str(published), *theirs)["remarks"] == []
     again = call("import", str(published), "--clip", str(run.spec))
     assert (again["run_id"], again["already_there"]) == (first["run_id"], True)
-    exported = call("export", run.run_id[:6], "--out", str(tmp_path / "out"))
+    exported = call("export", run.run_id[:8], "--out", str(tmp_path / "out"))
     assert exported["predictor"] is True
     assert VJEPA2Config.from_pretrained(tmp_path / "out").crop_size == 16
     for argv, said in (
