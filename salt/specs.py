@@ -24,6 +24,9 @@ NonNegativeInt = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Meta(gt=0.0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0.0)]
+# msgspec 0.22 crashes on a union of a constrained float and a tuple type of fixed length.
+Triple = Annotated[tuple[float, ...], Meta(min_length=3, max_length=3)]
+PositiveTriple = Annotated[tuple[PositiveFloat, ...], Meta(min_length=3, max_length=3)]
 
 Arm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw", "external"]
 ARMS: tuple[Arm, ...] = ("pixel", "salt", "vjepa")
@@ -109,8 +112,8 @@ class ClipSpec(Spec, kw_only=True):
     crop_aspect_max: PositiveFloat = 1.35
     flip: bool = False
     channels: Literal[1, 3] = 3
-    mean: float | tuple[float, float, float] = 0.449
-    std: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] = 0.226
+    mean: float | Triple = 0.449
+    std: PositiveFloat | PositiveTriple = 0.226
     short_clips: Literal["skip", "repeat-last", "loop", "shrink-stride"] = "skip"
 
 
