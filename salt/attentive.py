@@ -2,7 +2,7 @@
 
 A head is one such probe with a learning rate and a weight decay of its own. All heads train in one pass: a
 batch of frozen tokens is read, standardised and moved to the device once for all of them. On the device they
-take turns: stacked into batched products they were 2 to 19 % slower on a CPU (docs/probes.md), and then the
+take turns: stacked into batched products they were slower on a CPU (benchmarks/probe_speed.py), and then the
 activations of all heads are in memory at once.
 """
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from salt.features import clips_at_once
 from salt.flops import block_flops
 from salt.randomness import generator, torch_seed
 from salt.vit import NORM_EPS, Block, initialise
@@ -154,7 +155,7 @@ def train_heads(
     count, batch = len(train.labels), min(spec.attentive_batch_clips, len(train.labels))
     batches = count // batch
     steps = spec.attentive_epochs * batches
-    piece = _clips_at_once(vit, spec.attentive_blocks, train.tokens.shape[2])
+    piece = _clips_that_fit(vit, spec.attentive_blocks, train.tokens.shape[2])
     for step in range(steps):
         epoch, number = divmod(step, batches)
         if number == 0:
@@ -218,7 +219,7 @@ def _accuracies(
     """Share of clips that each probe gets right; the probabilities of a clip's views are averaged."""
     right = [0] * len(probes)
     count, views = split.tokens.shape[:2]
-    piece = min(256, _clips_at_once(vit, len(probes[0].blocks) + 1, split.tokens.shape[2]))
+    piece = min(clips_at_once(device), _clips_that_fit(vit, len(probes[0].blocks) + 1, split.tokens.shape[2]))
     for start in range(0, count, piece):
         chosen = np.arange(start, min(start + piece, count))
         totals: list[torch.Tensor | None] = [None] * len(probes)
@@ -234,7 +235,7 @@ def _accuracies(
     return [number / count for number in right]
 
 
-def _clips_at_once(vit: VitSpec, blocks: int, count: int) -> int:
+def _clips_that_fit(vit: VitSpec, blocks: int, count: int) -> int:
     """Clips of `count` tokens whose activations stay within `ACTIVATION_BYTES`, at least 1.
 
     Estimate: 12 widths and 2 MLP widths of float32 for each token and block, kept for the backward pass.

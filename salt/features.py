@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from salt.vit import Encoder
 
-#: Clips encoded at once. It changes speed only.
-CHUNK = 128
+#: Clips encoded at once, which changes speed only: on a CPU a small pass stays in its caches.
+CHUNK_CPU, CHUNK = 32, 128
 
 #: Tokens of one split larger than this lie in a temporary file (in $TMPDIR), mapped into memory.
 FEATURE_BYTES = 4 << 30
@@ -52,6 +52,11 @@ class Features:
     def pooled(self) -> NDArray[np.float32]:
         """One vector a video, the mean over its views, float32 [n, D]."""
         return self.vectors[:, 0] if self.vectors.shape[1] == 1 else self.vectors.mean(axis=1)
+
+
+def clips_at_once(device: str) -> int:
+    """Clips of one pass without gradients."""
+    return CHUNK_CPU if device == "cpu" else CHUNK
 
 
 def arrange_frames(
@@ -96,7 +101,7 @@ def read_features(
     vectors: NDArray[np.float32] | None = None
     tokens: NDArray[np.float32] | None = None
     sums = Sums()
-    at_once = max(1, CHUNK // segments)
+    at_once = max(1, clips_at_once(device) // segments)
     for start in range(0, count, at_once):
         part = slice(start, min(start + at_once, count))
         for view in range(views):
@@ -151,8 +156,9 @@ def _encode(
 ) -> torch.Tensor:
     """Tokens of each layer, float32 [layers, n, N, D] on the CPU."""
     found: list[Sequence[torch.Tensor]] = []
-    for start in range(0, len(crops), CHUNK):
-        pixels = torch.from_numpy(np.ascontiguousarray(crops[start : start + CHUNK])).to(device)
+    at_once = clips_at_once(device)
+    for start in range(0, len(crops), at_once):
+        pixels = torch.from_numpy(np.ascontiguousarray(crops[start : start + at_once])).to(device)
         patches = to_patches(pixels, clip, model)
         if encoder is None:
             found.append([patches.cpu()])

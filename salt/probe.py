@@ -21,7 +21,6 @@ from salt.plain_probes import Best, PlainProbes
 from salt.probe_views import (
     LIDAR_CLIPS,
     LIDAR_CROPS,
-    probe_clip_spec,
     probe_problems,
     random_corners,
     view_corners,
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
     from salt.clips import Clips
     from salt.vit import Encoder
-
-__all__ = ["SPLITS", "chosen_videos", "probe_clip_spec", "probe_problems", "run_probes"]
 
 SPLITS = ("train", "selection", "report")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -501,6 +502,23 @@ def test_both_branches_of_an_average_are_two_labelled_results(
         salt_probe(folder, capsys, run.run_id)
     with pytest.raises(UserError, match="no state of step 4"):
         salt_probe(folder, capsys, run.run_id, "--step", "4")
+
+
+def test_a_plan_is_probed_as_far_as_it_is_trained(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [
+        begun(folder, run_spec("pixel", "nano", steps=5, seed=seed), finished=seed < 2)[0]
+        for seed in range(3)
+    ]
+    plan = SimpleNamespace(runs=runs)
+    monkeypatch.setattr("salt.plans.plan_names", lambda _: ["mine"])
+    monkeypatch.setattr("salt.plans.read_plan", lambda *_: plan)
+    found = salt_probe(folder, capsys, "mine")
+    assert [row["result"]["run_id"] for row in found["results"]] == [run.run_id for run in runs[:2]]
+    assert [row["run_id"] for row in found["passed_over"]] == [runs[2].run_id]
+    with pytest.raises(UserError, match="none of 3 runs can be probed so"):
+        salt_probe(folder, capsys, "mine", "--branch", "both")
 
 
 def test_a_suite_file_with_a_mistake_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
