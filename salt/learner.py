@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from salt.flops import output_width, target_encoder
+from salt.linear import Linear
 from salt.masks import draw_group, draw_masks
 from salt.objectives import distance, latent_targets, pixel_targets
 from salt.predictor import Predictor
@@ -54,7 +55,9 @@ class Outcome(NamedTuple):
 
     loss: torch.Tensor  # float32 []
     encoded: torch.Tensor  # the encoder's tokens of the first mask, [B, V, D], without gradient
-    targets: torch.Tensor | None  # teacher's latents at the first mask's targets, [B, M, D]
+    targets: (
+        torch.Tensor | None
+    )  # the teacher's latents, [B, N, D], or from a cache the first mask's, [B, M, D]
 
 
 class Objective(nn.Module):
@@ -71,7 +74,7 @@ class Objective(nn.Module):
         if spec.arm == "supervised":
             if classes is None:
                 raise ValueError("a supervised run needs its number of classes")
-            self.head = nn.Linear(spec.model.encoder.width, classes)
+            self.head = Linear(spec.model.encoder.width, classes)
             initialise(self.head, spec.model.init, random)
         else:
             self.predictor = Predictor(
@@ -114,8 +117,8 @@ class Objective(nn.Module):
             )
             total = total + share * loss
         batch = len(patches)
-        first = None if wanted is None else wanted[0][:batch].detach()
-        return Outcome(total, encoded_lists[0][:batch].detach(), first)
+        seen = latents if latents is None or isinstance(latents, torch.Tensor) else latents[0][:batch]
+        return Outcome(total, encoded_lists[0][:batch].detach(), seen)
 
     def _distance(
         self, prediction: torch.Tensor, latents: torch.Tensor | None, pixels: torch.Tensor | None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+#: Deviation below which a patch is of one colour: one grey level in one of its values gives more.
+ONE_COLOUR = 1e-4
+
 
 def pixel_targets(patches: torch.Tensor, channels: int, norm: str) -> torch.Tensor:
     """What the pixel decoder predicts: patches [B, n, P], channel fastest, normalised as named.
@@ -19,7 +22,9 @@ def pixel_targets(patches: torch.Tensor, channels: int, norm: str) -> torch.Tens
     axes = (-2,) if norm == "patch_channel" else (-2, -1)
     mean = x.mean(dim=axes, keepdim=True)
     deviation = x.std(dim=axes, keepdim=True)
-    return ((x - mean) / (deviation + 1e-6)).view(batch, n, values)
+    # Of one colour only rounding is left, which the division would blow up to about half.
+    deviation = torch.where(deviation > ONE_COLOUR, deviation + 1e-6, torch.inf)
+    return ((x - mean) / deviation).view(batch, n, values)
 
 
 def latent_targets(latents: torch.Tensor, layer_norm: bool) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from salt.linear import Linear
 from salt.masks import Grid
 from salt.specs import PositionSpec, VitSpec
 from salt.vit import Trunk, joined, separated
@@ -28,10 +29,10 @@ class Predictor(nn.Module):
         mask_tokens: int = 1,
     ) -> None:
         super().__init__()
-        self.embed = nn.Linear(input_width, vit.width)
+        self.embed = Linear(input_width, vit.width)
         self.mask_token = nn.Parameter(torch.zeros(mask_tokens, vit.width))
         self.trunk = Trunk(vit, grid, position)
-        self.out = nn.Linear(vit.width, output_width)
+        self.out = Linear(vit.width, output_width)
 
     def forward(
         self,

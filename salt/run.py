@@ -25,6 +25,7 @@ from salt.store import RunDir, pretty_json, write_atomically
 
 if TYPE_CHECKING:
     from salt.clips import Clips
+    from salt.specs import ClipSpec
     from salt.vit import Encoder
     from salt.world import World
 
@@ -53,6 +54,7 @@ def execute(
     """
     import torch
 
+    from salt.sinks import check_sinks
     from salt.world import join
 
     if spec_id(planned.spec) != planned.run_id:
@@ -61,6 +63,7 @@ def execute(
             f"the spec planned as run {planned.run_id} is that of run {spec_id(planned.spec)}: "
             "the plan was edited, or made by another version; plan again",
         )
+    check_sinks(execution)
     torch.set_num_threads(execution.threads)
     run = RunDir(store, planned.run_id)
     with join(execution, processes=processes) as world:
@@ -133,11 +136,12 @@ def _probe_and_finish(
     spec = planned.spec
     encoder: Encoder | None = None
     branch, digest = "raw", ""
-    opened: dict[str, Clips] = {}
+    opened: dict[tuple[ClipSpec, str], Clips] = {}
     for probe_id in planned.probe_ids:
         if run.probe(probe_id).exists():
             continue
         from salt.probe import run_probes
+        from salt.probe_views import probe_clip_spec
         from salt.sources import open_stored
 
         if spec.arm != "raw" and encoder is None:
@@ -145,11 +149,14 @@ def _probe_and_finish(
 
             encoder, branch, digest = load_artefact(run, spec)
         probe = probes[probe_id]
+        clip, clips = probe_clip_spec(probe, spec), {}
         for data in (probe.train, probe.selection, probe.report):
-            if data.fingerprint not in opened:
-                opened[data.fingerprint] = open_stored(run.store, spec.clip, data.fingerprint, execution)
+            key = (clip, data.fingerprint)
+            if key not in opened:
+                opened[key] = open_stored(run.store, clip, data.fingerprint, execution)
+            clips[data.fingerprint] = opened[key]
         result = run_probes(
-            probe, probe_id, spec, run.run_id, encoder, branch, digest, opened, execution.device
+            probe, probe_id, spec, run.run_id, encoder, branch, digest, clips, execution.device
         )
         write_atomically(run.probe(probe_id), pretty_json(result))
     if not run.result.exists():

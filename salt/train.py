@@ -121,6 +121,8 @@ def train(
             finite = torch.isfinite(loss) & torch.isfinite(norm)
             first_bad = torch.where((first_bad < 0) & ~finite, step, first_bad)
             graphs.after(step)
+            if step == start.step:
+                watch.begin(outcome.targets)
             done = step + 1
             logs = done % execution.log_every_steps == 0 or done == spec.steps
             saves = done % execution.checkpoint_every_steps == 0 and done < spec.steps

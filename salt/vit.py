@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from salt.linear import Linear
 from salt.masks import Grid
 from salt.positions import rotary_table, rotate, sincos_table
 from salt.sizes import embeds_whole_clips
@@ -27,11 +28,11 @@ class Block(nn.Module):
         super().__init__()
         self.heads = vit.heads
         self.norm1 = nn.LayerNorm(vit.width, eps=NORM_EPS)
-        self.qkv = nn.Linear(vit.width, 3 * vit.width)
-        self.proj = nn.Linear(vit.width, vit.width)
+        self.qkv = Linear(vit.width, 3 * vit.width)
+        self.proj = Linear(vit.width, vit.width)
         self.norm2 = nn.LayerNorm(vit.width, eps=NORM_EPS)
-        self.fc1 = nn.Linear(vit.width, vit.mlp_width)
-        self.fc2 = nn.Linear(vit.mlp_width, vit.width)
+        self.fc1 = Linear(vit.width, vit.mlp_width)
+        self.fc2 = Linear(vit.mlp_width, vit.width)
 
     def forward(
         self,
@@ -132,7 +133,7 @@ class Encoder(nn.Module):
 
     def __init__(self, vit: VitSpec, model: ModelSpec, grid: Grid, patch_values: int) -> None:
         super().__init__()
-        self.embed = nn.Linear(patch_values, vit.width)
+        self.embed = Linear(patch_values, vit.width)
         self.trunk = Trunk(vit, grid, model.position)
 
     def forward(self, patches: torch.Tensor, layer: int | None = None) -> torch.Tensor:
