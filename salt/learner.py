@@ -55,9 +55,7 @@ class Outcome(NamedTuple):
 
     loss: torch.Tensor  # float32 []
     encoded: torch.Tensor  # the encoder's tokens of the first mask, [B, V, D], without gradient
-    targets: (
-        torch.Tensor | None
-    )  # the teacher's latents, [B, N, D], or from a cache the first mask's, [B, M, D]
+    targets: torch.Tensor | None  # the teacher's latents [B, N, D]; of a cache the first mask's [B, M, D]
 
 
 class Objective(nn.Module):
