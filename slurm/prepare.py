@@ -7,9 +7,14 @@ from pathlib import Path
 
 from salt.errors import UserError
 from salt.plan_specs import Plan
-from salt.run import run_problems
-from salt.specs import DECLARED, DataSpec
+from salt.probe_views import probe_clip_spec
+from salt.problems import run_problems
+from salt.specs import DECLARED, ClipSpec, DataPart, DataSpec
+from salt.store import RunDir
 from slurm.names import run_names
+
+#: A list that is read: one of its own, or a part of a mixture.
+List = DataSpec | DataPart
 
 
 def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
@@ -22,17 +27,33 @@ def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
     from salt.clips import planned_clips
 
     refuse_runs(plan)
-    clips = dict.fromkeys(run.spec.clip for run in plan.runs)
-    for data in wanted_lists(plan):
-        for clip in clips:
-            planned_clips(
-                _list_path(plan, data),
-                data.fingerprint,
-                clip,
-                store / "cache",
-                workers=os.cpu_count() or 1,
-                progress=progress,
-            )
+    require_imported(store, plan)
+    for data, clip in wanted_clips(plan):
+        planned_clips(
+            _list_path(plan, data),
+            data.fingerprint,
+            clip,
+            store / "cache",
+            workers=os.cpu_count() or 1,
+            progress=progress,
+        )
+
+
+def require_imported(store: Path, plan: Plan) -> None:
+    """Raise `UserError` unless the weights of every imported run of the plan are in the store."""
+    absent = [
+        run
+        for run in plan.runs
+        if run.spec.arm == "external" and not RunDir(store, run.run_id).artefact.exists()
+    ]
+    if absent:
+        run = absent[0]
+        others = f", nor those of {len(absent) - 1} more" if len(absent) > 1 else ""
+        model = run.spec.external.model if run.spec.external is not None else "unknown"
+        raise UserError(
+            f"plan {plan.name}: the imported weights of run {run.run_id} ({model}) are not in {store}"
+            f"{others}: bring them with `salt-train import FOLDER --store {store}`"
+        )
 
 
 def refuse_runs(plan: Plan) -> None:
@@ -52,16 +73,39 @@ def refuse_runs(plan: Plan) -> None:
         raise UserError(f"plan {plan.name}: run {run.run_id}{name}{others}: {'; '.join(problems)}")
 
 
-def wanted_lists(plan: Plan) -> list[DataSpec]:
-    """Every list that a run or a probe of the plan reads, each once."""
-    lists = [run.spec.data for run in plan.runs]
+def wanted_lists(plan: Plan) -> list[List]:
+    """Every list that a run or a probe of the plan reads, each once; a mixture is its parts."""
+    # What imported weights were trained on is not known, and not needed.
+    lists = [part for run in plan.runs if run.spec.arm != "external" for part in _parts(run.spec.data)]
     for probe in plan.probes.values():
         lists += [probe.train, probe.selection, probe.report]
     # Lists that are only declared have one fingerprint, so the name tells them apart.
     return list({(data.fingerprint, data.name): data for data in lists}.values())
 
 
-def _list_path(plan: Plan, data: DataSpec) -> Path:
+def wanted_clips(plan: Plan) -> list[tuple[List, ClipSpec]]:
+    """Every list with each kind of clips that is stored of it. Streamed clips are decoded as they are drawn.
+
+    Runs that train nothing read no training list; suites store as many clips of a video as they have
+    segments.
+    """
+    pairs: dict[tuple[str, ClipSpec], List] = {}
+    for run in plan.runs:
+        if run.spec.steps and run.spec.clip.source == "stored":
+            pairs |= {(part.fingerprint, run.spec.clip): part for part in _parts(run.spec.data)}
+        for probe_id in run.probe_ids:
+            probe = plan.probes[probe_id]
+            clip = probe_clip_spec(probe, run.spec)
+            for data in (probe.train, probe.selection, probe.report):
+                pairs.setdefault((data.fingerprint, clip), data)
+    return [(data, clip) for (_, clip), data in pairs.items()]
+
+
+def _parts(data: DataSpec) -> tuple[List, ...]:
+    return data.parts or (data,)
+
+
+def _list_path(plan: Plan, data: List) -> Path:
     try:
         return Path(plan.execution.lists[data.fingerprint])
     except KeyError:

@@ -18,8 +18,11 @@ from salt.flops import cache_cost, step_cost
 from salt.ids import RunIds
 from salt.masks import check_masks
 from salt.plans import UNNAMED
+from salt.problems import data_problems, objective_problems
 from salt.sizes import check_model, grid
 from salt.specs import UNTRAINED, Arm, Cost, DataSpec, OptimSpec, RunSpec, TeacherRef
+from sweeps.external import external_problems
+from sweeps.site import run_precision
 from sweeps.study import Study, Training
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class Base:
 
     number: int
     size: str
+    teacher: str | None  # size of the teacher, or name of imported weights
     spec: RunSpec
     step: Cost
     cache: Cost
@@ -76,6 +80,8 @@ class Bases:
 
     def __init__(self, study: Study, data: DataSpec, site: SiteSpec | None) -> None:
         self.study, self.data, self.site = study, data, site
+        self.clips = data.clips * study.file.clip.clips_per_file  # of all lists together
+        self.epoch_clips = _epoch_clips(data) * study.file.clip.clips_per_file
         self.all: list[Base] = []
         self._known: dict[tuple[Any, ...], Base] = {}
         self._mask_problems: dict[Any, list[str]] = {}
@@ -112,6 +118,37 @@ class Bases:
             self.all.append(base)
         return self._known[key]
 
+    def external(self, name: str) -> Base:
+        """The base of imported weights: no steps, no price."""
+        key = ("external", name)
+        if key not in self._known:
+            self._known[key] = self._imported(name)
+            self.all.append(self._known[key])
+        return self._known[key]
+
+    def _imported(self, name: str) -> Base:
+        found, file = self.study.external[name], self.study.file
+        nothing = Cost(convention=file.convention)
+        hours = None if self.site is None else 0.0
+        return Base(
+            number=len(self.all),
+            size=name,
+            teacher=None,
+            spec=found.spec,
+            step=nothing,
+            cache=nothing,
+            step_flops=0,
+            cache_flops=0,
+            unit_price=1.0,
+            unit_cache=0.0,
+            gpu_seconds=hours,
+            cache_gpu_seconds=hours,
+            fit=None,
+            problems=tuple(external_problems(found, file.clip, self.study.model(file.students[0]))),
+            training={},
+            recipe_on_steps=False,
+        )
+
     def _make(
         self,
         arm: Arm,
@@ -125,7 +162,7 @@ class Bases:
         training = study.training(arm, size, changes)
         reference = None
         if teacher is not None:
-            reference = TeacherRef(run_id=UNNAMED, step=0, encoder=study.sizes[teacher], stage=stage)
+            reference = TeacherRef(run_id=UNNAMED, step=0, encoder=study.vit(teacher), stage=stage)
         spec = run_spec(
             study,
             arm,
@@ -150,6 +187,7 @@ class Bases:
         return Base(
             number=len(self.all),
             size=size,
+            teacher=teacher,
             spec=spec,
             step=price,
             cache=cache,
@@ -173,20 +211,33 @@ class Bases:
         from sweeps.machine_time import cache_gpu_seconds, gpu_seconds_per_step
         from sweeps.memory import propose
 
+        if run_precision(spec) not in self.site.peak_flops:
+            raise UserError(
+                f"{self.study.path}: site {self.site.name} has no peak_flops.{run_precision(spec)}, and the "
+                f"arm {spec.arm} trains in {spec.optim.precision}; add it to the "
+                "profile, or set optim.precision"
+            )
         # As long as the site's GPUs last: on few GPUs a short run might recompute what a long one need not.
-        fit = propose(msgspec.structs.replace(spec, steps=MANY_STEPS), self.site)
+        many = msgspec.structs.replace(spec, steps=MANY_STEPS)
+        fit = propose(many, self.site, self.study.file.execution)
         seconds = gpu_seconds_per_step(spec, self.site, recompute=fit.recompute)
         return seconds, cache_gpu_seconds(spec, self.site), fit
 
     def _problems(self, spec: RunSpec, size: str, teacher: str | None) -> tuple[str, ...]:
         problems = dict.fromkeys(build_problems(self.study, spec, size, teacher, self._mask_problems))
-        if spec.optim.batch_clips > self.data.clips:
-            problems[batch_problem(spec, self.data)] = None
+        if spec.optim.batch_clips > self.clips:
+            problems[batch_problem(spec, self.clips)] = None
         return tuple(problems)
 
 
-def batch_problem(spec: RunSpec, data: DataSpec) -> str:
-    return f"a batch of {spec.optim.batch_clips} clips is larger than the training list of {data.clips}"
+def _epoch_clips(data: DataSpec) -> float:
+    """Files that are drawn, of all lists, until the list that comes round first has been drawn once."""
+    total = sum(part.weight for part in data.parts)
+    return min([part.clips * total / part.weight for part in data.parts], default=float(data.clips))
+
+
+def batch_problem(spec: RunSpec, clips: int) -> str:
+    return f"a batch of {spec.optim.batch_clips} clips is larger than the training list of {clips}"
 
 
 def whole_steps(
@@ -214,12 +265,15 @@ def build_problems(
     """Every reason why a run cannot be built, in the study file's words; `known` keeps answers on masks."""
     problems = []
     for name in dict.fromkeys([size, *([teacher] if teacher is not None else [])]):
+        if name in study.external:
+            problems += external_problems(study.external[name], spec.clip, spec.model)
+            continue
         for text in check_model(study.model(name), spec.clip, spec.masks):
             problems.append(text.replace("model.encoder", f"size {name}"))
     if not problems and spec.arm not in UNTRAINED:
         if spec.masks not in known:
             known[spec.masks] = check_masks(spec.masks, grid(spec.model, spec.clip))
-        problems = list(known[spec.masks])
+        problems = known[spec.masks] + objective_problems(spec) + data_problems(spec)
     return problems
 
 

@@ -41,10 +41,17 @@ class DeclaredData(Spec, kw_only=True):
     clips: PositiveInt
 
 
-class DataFiles(Spec, kw_only=True):
-    """Lists of videos, relative to the study file's folder."""
+class MixturePart(Spec, kw_only=True):
+    """One list of a mixture; its share of all clips drawn is its weight by the sum of all weights."""
 
-    train: str | DeclaredData
+    list: str | DeclaredData
+    weight: PositiveFloat
+
+
+class DataFiles(Spec, kw_only=True):
+    """Lists of videos, relative to the study file's folder. `train` may be a mixture of several."""
+
+    train: str | DeclaredData | Annotated[tuple[MixturePart, ...], Meta(min_length=2)]
     selection: str | DeclaredData
     report: str | DeclaredData
 
@@ -58,12 +65,21 @@ class ProbeData(Spec, kw_only=True):
 
 
 class MaskConfig(Spec, kw_only=True):
-    """A `MaskSpec` whose token counts may be left out: then they are the published sampler's mean counts."""
+    """A `MaskSpec` whose token counts may be left out: then they are the published sampler's mean counts.
 
+    Of a tube mask they come from `ratio`: int(cells x (1 - ratio)) cells of each time step are visible, all
+    others predicted.
+    """
+
+    kind: Literal["blocks", "causal", "tube"] = "blocks"
     blocks: PositiveInt = 8
     scale: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.15
     aspect_min: PositiveFloat = 0.75
     aspect_max: PositiveFloat = 1.5
+    context_frames: PositiveInt | None = None
+    keep: Literal["fixed", "batch_min"] = "fixed"
+    keep_clips: PositiveInt = 24
+    ratio: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
     visible_tokens: PositiveInt | None = None
     target_tokens: PositiveInt | None = None
 
@@ -79,6 +95,7 @@ class ModelConfig(Spec, kw_only=True):
     patch_px: PositiveInt = 16
     position: PositionSpec = msgspec.field(default_factory=PositionSpec)
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
+    mask_token: Literal["shared", "per_mask"] = "shared"
 
 
 class ArmConfig(Spec, kw_only=True):
@@ -94,7 +111,10 @@ class ArmConfig(Spec, kw_only=True):
 
 
 class StageConfig(Spec, kw_only=True):
-    """One teacher of a chain and what it may cost: a share of the budget, FLOPs or steps."""
+    """One teacher of a chain and what it may cost: a share of the budget, FLOPs or steps.
+
+    The first may be one of `external`, which costs nothing here and takes none of them.
+    """
 
     teacher: str
     share: OpenShare | None = None
@@ -108,7 +128,8 @@ class SaltConfig(ArmConfig, kw_only=True):
     `teacher_runs: one` takes all lengths of `teacher_steps` from one run of the longest, as states on its
     way, not annealed under a cosine; `own` trains each length with its own whole schedule. In `chains` the
     first stage is a pixel run, each next one a student of the one before, and the grid's student learns from
-    the last. `teacher_sweep` varies the pixel stage like `sweep` the student.
+    the last. `teacher_sweep` varies the pixel stage like `sweep` the student. Teachers named in the study's
+    `external` are there already: they have no length.
     """
 
     teachers: tuple[str, ...] = ()
@@ -161,6 +182,7 @@ class ReferencesConfig(Spec, kw_only=True):
     random: bool = True
     raw: bool = True
     supervised: SupervisedConfig | None = None
+    external: tuple[str, ...] = ()  # names of the study's `external`
 
 
 class ProbeConfig(Spec, kw_only=True):
@@ -190,6 +212,7 @@ class StudyFile(Spec, kw_only=True):
     clip: ClipSpec
     model: ModelConfig
     sizes: dict[str, dict[str, Any]] = {}
+    external: dict[str, str] = {}  # name -> the imported run's folder, or its spec.json
     masks: MaskSet
     mask_sets: dict[str, MaskSet] = {}
     match: Match = "flops"

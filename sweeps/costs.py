@@ -71,13 +71,13 @@ def costs_csv(draft: Draft) -> Iterator[bytes]:
         axes, base = grid.axes[arm], grid.bases.all[base_number]
         way = axes.teachers[teacher] if teacher >= 0 else None
         teacher_values, teacher_flops = above[group]
-        share = "" if way is None else draft.shares[budget][teacher]
+        share = None if way is None else draft.shares[budget][teacher]
         own = [None if pair is None else pair[0] * steps + pair[1] for pair in own_parts[base_number]]
         writer.writerow(
             [draft.names.name(arm, student, teacher, budget, change), axes.arm, axes.students[student]]
-            + ["" if way is None else way.size, share, seeds[place]]
+            + ["" if way is None else way.size, share, seeds[place]]  # None is an empty field
             + [study.budgets[budget], *shared, steps, lengths[group]]
-            + [f"{steps * base.batch / grid.bases.data.clips:.6g}"]
+            + [f"{steps * base.batch / grid.bases.clips:.6g}"]
             + ["" if group < 0 else int(grid.students_per_group[group]), *teacher_values, *own]
             + [teacher_flops + steps * base.step_flops + base.cache_flops, charged, residual]
             + [_hours(base.gpu_hours(steps), hours[group])]

@@ -46,6 +46,7 @@ extra_seeds:                                     # the spread between seeds, at 
   - {{seeds: [1, 2], where: {{students: [vit_l], teachers: [vit_l], teacher_share: [0.1]}}}}
 students: [vit_l, vit_h, vit_g, vit_gg]
 recipe: salt@1
+optim: {{precision: bfloat16}}                     # autocast; weights and losses stay float32
 site: default                                    # 64 A100 of 80 GB, utilisation assumed; or a profile
 
 arms:

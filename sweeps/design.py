@@ -8,6 +8,7 @@ from salt.plans import base_of
 from salt.sizes import encoder_parameters, patch_values
 from slurm.names import flops_text
 from sweeps.draft import Draft, teacher_cost
+from sweeps.execution import execution_warnings
 from sweeps.recipe import WARMUP_LIMIT
 
 #: The teacher's share of the FLOPs in the allocations that the SALT paper found best for ViT-L (arXiv
@@ -32,6 +33,7 @@ def warnings_of(draft: Draft) -> list[str]:
         *_warmups(draft),
         *_teachers(draft),
         *_matching(draft),
+        *execution_warnings(draft.grid),
     ]
 
 
@@ -90,8 +92,11 @@ def _shares(draft: Draft) -> list[str]:
     shares: dict[str, dict[int, set[float]]] = {}
     for column, place in zip(*(places.tolist() for places in np.nonzero(left)), strict=True):
         chain = ">".join(stage.size for stage in table.ways[column].stages)
+        found = draft.shares[place][column]
+        if found is None:  # trained elsewhere
+            continue
         # To two digits: whole steps of swept teachers come out a little apart.
-        share = float(f"{draft.shares[place][column]:.2g}")
+        share = float(f"{found:.2g}")
         shares.setdefault(chain, {}).setdefault(place, set()).add(share)
     bad = []
     for chain, by_budget in shares.items():
@@ -249,6 +254,12 @@ def _teachers(draft: Draft) -> list[str]:
     if draft.study.file.charge == "none":
         found.append(
             "charge none: what comes out holds for whoever has the teachers already, not at equal cost"
+        )
+    elsewhere = list(dict.fromkeys(stage.size for stage in stages if stage.external))
+    if elsewhere:
+        found.append(
+            f"{', '.join(elsewhere)} cost nothing here: students of teachers that were trained elsewhere are "
+            "not at equal cost with other arms"
         )
     return found
 

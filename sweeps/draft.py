@@ -82,6 +82,8 @@ class Draft:
             [int(self.kept[i]) for i in with_runs], [self.seed_sets[self.seeds[i]] for i in with_runs]
         )
         self.others = [*self.schedule.in_order()]
+        # Imported weights may teach and be a reference; they are one run.
+        self._also_references = {r.run.run_id for r in references} & {r.run_id for r in self.others}
         self.totals = {role: Totals() for role in ("teacher", "trunk", "student", "reference")}
         self._price()
 
@@ -214,7 +216,9 @@ class Draft:
         yield encoder.encode_lines([RefusedLine(refused=refused) for refused in refusals(self.grid)])
 
     def _distinct_references(self) -> list[Reference]:
-        return list({reference.run.run_id: reference for reference in self.references}.values())
+        """References that are no other runs as well, each run once."""
+        found = {reference.run.run_id: reference for reference in self.references}
+        return [reference for run_id, reference in found.items() if run_id not in self._also_references]
 
     def _base_numbers(self) -> BaseNumbers:
         """Bases in the order in which the runs first use them."""
@@ -243,6 +247,9 @@ class Draft:
         if run.ends:
             own = self.probing.places(spec.arm, "student", spec.seed, self._at_largest(run.ends))
             probes = tuple(dict.fromkeys([*probes, *own]))
+        if run.run_id in self._also_references:
+            own = self.probing.places(spec.arm, "reference", spec.seed, True)
+            probes = tuple(dict.fromkeys([*probes, *own]))
         return run_line(bases, spec, run.run_id, run.role, probes)
 
     def _at_largest(self, budgets: set[int]) -> bool:
@@ -259,10 +266,14 @@ class Draft:
         return sum(total.runs for total in self.totals.values())
 
     def teacher_steps(self, group: int) -> str:
-        """Steps of the teachers on the way, such as `40000` or `40000+80000`; empty without one."""
+        """Steps of the teachers on the way, such as `40000` or `40000+80000`; empty without one.
+
+        Teachers that were trained elsewhere have none: `external`.
+        """
         if group < 0 or self.grid.table is None:
             return ""
-        return "+".join(str(steps) for _, _, steps in self.grid.table.stages_of(group))
+        stages = self.grid.table.stages_of(group)
+        return "+".join(str(stage) if stage.external else str(steps) for stage, _, steps in stages)
 
     @functools.cached_property
     def _hours_by_group(self) -> list[float] | None:
@@ -296,20 +307,29 @@ class Draft:
         return {number: int(found[number]) for number in np.flatnonzero(found).tolist()}
 
     @functools.cached_property
-    def shares(self) -> list[list[float]]:
-        """The teachers' share of the budget, by budget and way: as asked, or as FLOPs or steps come out."""
+    def shares(self) -> list[list[float | None]]:
+        """The teachers' share of the budget, by budget and way: as asked, or as FLOPs or steps come out.
+
+        None for teachers that were trained elsewhere.
+        """
         table = self.grid.table
         if table is None:
             return []
         asked = [way.stages[0].share if len(way.stages) == 1 else None for way in table.ways]
         return [
-            [spent / budget if share is None else share for share, spent in zip(asked, row, strict=True)]
+            [
+                None if way.is_external else spent / budget if share is None else share
+                for way, share, spent in zip(table.ways, asked, row, strict=True)
+            ]
             for budget, row in zip(self.study.budgets, table.spent.tolist(), strict=True)
         ]
 
 
 def teacher_cost(draft: Draft, group: int) -> Cost | None:
-    """Training of a group's teachers, each up to the weights that are used; None where there is none."""
+    """Training of a group's teachers, each up to the weights that are used; None where there is none.
+
+    That of teachers from elsewhere is empty.
+    """
     table = draft.grid.table
     if group < 0 or table is None:
         return None

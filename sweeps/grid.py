@@ -233,7 +233,7 @@ class _Block:
         verdict = fixed | exceeds * TEACHER_EXCEEDS | (~exceeds & few) * TOO_SMALL
         verdict |= (~exceeds & ~few & (np.abs(self.residual) > TOLERANCE)) * MISSES
         if file.maximum_epochs is not None:
-            verdict |= (self.steps * batch > file.maximum_epochs * self.bases.data.clips) * REPEATS
+            verdict |= (self.steps * batch > file.maximum_epochs * self.bases.epoch_clips) * REPEATS
         # What cannot be built has no price, so nothing else is known of it.
         self.verdict = np.where(unbuilt, CANNOT_BE_BUILT, verdict)
         if before is not None:

@@ -47,7 +47,6 @@ def _layouts_by_base(draft: Draft) -> dict[int, Layout]:
     site = draft.grid.bases.site
     if site is None:
         return {}
-    names = {vit: name for name, vit in draft.study.sizes.items()}
     found = {}
     for number, steps in draft.longest.items():
         base = draft.grid.bases.all[number]
@@ -55,9 +54,9 @@ def _layouts_by_base(draft: Draft) -> dict[int, Layout]:
         found[number] = Layout(
             arm=spec.arm,
             size=base.size,
-            teacher=None if spec.teacher is None else names[spec.teacher.encoder],
+            teacher=base.teacher,
             steps=steps,
-            fit=propose(spec, site),
+            fit=propose(spec, site, draft.study.file.execution),
             checkpoint_bytes=checkpoint_bytes(spec),
         )
     return found

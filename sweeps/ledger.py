@@ -28,7 +28,8 @@ from sweeps.command import add_command, print_json, print_tables
 from sweeps.config import MaskConfig
 from sweeps.document import unknown_name
 from sweeps.ledger_show import Ledger, audit_json, audit_tables, ledger_json, ledger_tables
-from sweeps.study import mask_spec, views_of
+from sweeps.mask_config import mask_spec
+from sweeps.study import views_of
 
 #: Predictor and pixel decoder of the SALT paper (table 4). The number of heads changes no FLOP.
 PREDICTOR = VitSpec(width=384, depth=12, heads=16, mlp_width=1536)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from salt.flops import cache_cost, output_width, step_cost, target_encoder
 from salt.sizes import encoder_parameters, patch_values, predictor_parameters, tokens
 from salt.specs import UNTRAINED, RunSpec
-from sweeps.site import SiteSpec
+from sweeps.site import SiteSpec, run_precision
 
 #: Parts whose blocks are run again in the backward pass under recomputation. The patch embedding is not.
 RECOMPUTED = ("encoder", "predictor", "decoder")
@@ -29,12 +29,14 @@ def hardware_flops_per_step(spec: RunSpec, *, recompute: bool = False) -> int:
 
 def gpu_seconds_per_step(spec: RunSpec, site: SiteSpec, *, recompute: bool = False) -> float:
     """Seconds of one step of the whole batch, summed over all GPUs: hardware FLOPs / (peak x utilisation)."""
-    return hardware_flops_per_step(spec, recompute=recompute) / site.sustained_flops(spec.model.encoder)
+    flops = hardware_flops_per_step(spec, recompute=recompute)
+    return flops / site.sustained_flops(spec.model.encoder, run_precision(spec))
 
 
 def cache_gpu_seconds(spec: RunSpec, site: SiteSpec) -> float:
     """Seconds of encoding the cached targets once, summed over GPUs; 0 for targets made online."""
-    return cache_cost(spec).total_flops / site.sustained_flops(target_encoder(spec) or spec.model.encoder)
+    encoder = target_encoder(spec) or spec.model.encoder
+    return cache_cost(spec).total_flops / site.sustained_flops(encoder, run_precision(spec))
 
 
 def run_gpu_hours(spec: RunSpec, site: SiteSpec, *, recompute: bool = False) -> float:
@@ -87,11 +89,15 @@ def artefact_bytes(spec: RunSpec) -> int:
 
 
 def cached_target_bytes(spec: RunSpec) -> int:
-    """Bytes of cached targets in 16 bits: views x clips x tokens x teacher's width x 2; 0 without a cache."""
+    """Bytes of cached targets: views x clips x tokens x teacher's width x 4, or x 2 in bfloat16 runs (stored
+    as float16); 0 without a cache.
+    """
     teacher = target_encoder(spec)
     if spec.cached_views is None or teacher is None:
         return 0
-    return 2 * spec.cached_views * spec.data.clips * tokens(spec.model, spec.clip) * teacher.width
+    number = 4 if spec.optim.precision == "float32" else 2
+    clips = spec.data.clips * spec.clip.clips_per_file
+    return number * spec.cached_views * clips * tokens(spec.model, spec.clip) * teacher.width
 
 
 def trained_parameters(spec: RunSpec) -> int:
@@ -101,7 +107,10 @@ def trained_parameters(spec: RunSpec) -> int:
     encoder = _encoder_parameters(spec)
     if spec.arm == "supervised":
         return encoder
-    return encoder + predictor_parameters(spec.model.predictor, spec.model.encoder.width, output_width(spec))
+    model = spec.model
+    mask_tokens = len(spec.masks) if model.mask_token == "per_mask" else 1
+    widths = (model.encoder.width, output_width(spec))
+    return encoder + predictor_parameters(model.predictor, *widths, mask_tokens)
 
 
 def _encoder_parameters(spec: RunSpec) -> int:

@@ -11,9 +11,9 @@ import math
 
 from salt.flops import output_width, target_encoder
 from salt.sizes import encoder_parameters, patch_values, tokens
-from salt.specs import NonNegativeInt, PositiveInt, RunSpec, Spec, VitSpec
+from salt.specs import ExecSpec, NonNegativeInt, PositiveInt, RunSpec, Spec, VitSpec
 from sweeps.machine_time import run_gpu_hours, trained_parameters
-from sweeps.site import GIB, Precision, SiteSpec
+from sweeps.site import GIB, Precision, SiteSpec, run_precision
 
 #: A run should end within this, where the site sets no limit on a job.
 TARGET_HOURS = 7 * 24.0
@@ -93,16 +93,18 @@ def memory(
     recompute: bool,
     shards: int = 1,
     sharded: bool = False,
-    precision: Precision = "bf16",
+    precision: Precision | None = None,
 ) -> MemoryParts:
     """Memory of one GPU for a micro-batch of that many clips; zeros for arms that train nothing.
 
+    The precision is the run's own unless one is given.
     With `recompute` each block keeps its input alone and is run again in the backward pass. `sharded` divides
     weights, gradients, moments and teacher over `shards` GPUs (FSDP, ZeRO-3) and gathers one block ahead.
     """
     trained, frozen = trained_parameters(spec), teacher_parameters(spec)
     if not trained:
         return MemoryParts()
+    precision = precision or run_precision(spec)
     copy = 0 if precision == "fp32" else 2
     ways = shards if sharded else 1
     # A sharded run has bfloat16 copies of gathered blocks only.
@@ -121,8 +123,11 @@ def memory(
     )
 
 
-def propose(spec: RunSpec, site: SiteSpec) -> Fit:
+def propose(spec: RunSpec, site: SiteSpec, execution: ExecSpec | None = None) -> Fit:
     """The fewest GPUs on which a run fits and ends within the site's job limit, else `TARGET_HOURS`.
+
+    What `execution` settles is taken as it is: a bound on the micro-batch, recomputation, weights sharded
+    over all GPUs. Sharding of the optimiser alone is forecast as none.
 
     A GPU count divides the batch and fills whole nodes above one. Where no count is quick enough the largest
     is taken: the run then takes several jobs. A GPU's share of the batch is cut into equal micro-batches, as
@@ -130,13 +135,19 @@ def propose(spec: RunSpec, site: SiteSpec) -> Fit:
     """
     target = site.max_hours_per_job or TARGET_HOURS
     counts = gpu_counts(spec.optim.batch_clips, site)
+    execution = execution or ExecSpec()
+    layouts = [
+        (recompute, sharded)
+        for recompute, sharded in LAYOUTS
+        if (recompute or not execution.recompute) and (sharded or execution.sharding != "full")
+    ]
     hours = {recompute: run_gpu_hours(spec, site, recompute=recompute) for recompute in (False, True)}
     found: Fit | None = None
     for gpus in counts:
-        for recompute, sharded in LAYOUTS:
-            if sharded and gpus == 1:
-                continue
-            micro_batch, peak_bytes = _largest(spec, site, gpus, recompute, sharded)
+        # On one GPU there is nothing to shard over.
+        for recompute, sharded in dict.fromkeys((r, s and gpus > 1) for r, s in layouts):
+            most = execution.micro_batch_clips
+            micro_batch, peak_bytes = _largest(spec, site, gpus, recompute, sharded, most)
             if micro_batch is not None:
                 found = Fit(
                     gpus=gpus,
@@ -164,17 +175,18 @@ def gpu_counts(batch_clips: int, site: SiteSpec) -> list[int]:
 
 
 def _largest(
-    spec: RunSpec, site: SiteSpec, gpus: int, recompute: bool, sharded: bool
+    spec: RunSpec, site: SiteSpec, gpus: int, recompute: bool, sharded: bool, most: int | None
 ) -> tuple[int | None, int]:
-    """The largest equal share of a GPU's clips that fits, with its peak; None and one clip's peak if none."""
+    """The largest equal share of a GPU's clips that fits, of at most `most` clips, with its peak; None and
+    one clip's peak if none.
+    """
 
     def peak(clips: int) -> int:
-        parts = memory(spec, clips, recompute, shards=gpus, sharded=sharded, precision=site.precision)
-        return parts.peak_bytes
+        return memory(spec, clips, recompute, shards=gpus, sharded=sharded).peak_bytes
 
     share = spec.optim.batch_clips // gpus
     for pieces in range(1, share + 1):
-        if share % pieces == 0:
+        if share % pieces == 0 and (most is None or share // pieces <= most):
             peak_bytes = peak(share // pieces)
             if peak_bytes <= site.usable_bytes:
                 return share // pieces, peak_bytes
@@ -184,7 +196,7 @@ def _largest(
 def _too_large(spec: RunSpec, site: SiteSpec, gpus: int, gpu_hours: float) -> Fit:
     """The layout that needs least, with what it lacks in words."""
     layouts = {
-        sharded: memory(spec, 1, True, shards=gpus, sharded=sharded, precision=site.precision)
+        sharded: memory(spec, 1, True, shards=gpus, sharded=sharded)
         for sharded in ((False, True) if gpus > 1 else (False,))
     }
     sharded, parts = min(layouts.items(), key=lambda item: item[1].peak_bytes)
@@ -258,9 +270,20 @@ def _passes(spec: RunSpec) -> list[tuple[int, int]]:
 
 
 def _loss_bytes(spec: RunSpec, wide: int) -> int:
-    """Saved by the loss for one target token in float32: L2 keeps both sides, L1 their difference."""
-    kind = spec.objective.pixel_loss if spec.arm == "pixel" else spec.objective.latent_loss
-    return 4 * wide * (2 if kind == "l2" else 1)
+    """Saved by the losses for one target token in float32.
+
+    L1 keeps the difference; L2, smooth L1 and the cosine the target and the prediction, which is one storage
+    for latents and pixels; the cosine the lengths of both as well.
+    """
+    objective = spec.objective
+    if spec.arm == "pixel":
+        kinds: tuple[str, ...] = (objective.pixel_loss,)
+    elif objective.pixel_weight:
+        kinds = (objective.latent_loss, objective.pixel_loss)
+    else:
+        kinds = (objective.latent_loss,)
+    prediction = 0 if set(kinds) == {"l1"} else wide
+    return 4 * (wide + prediction) + 8 * kinds.count("cosine")
 
 
 def _trunk_bytes(vit: VitSpec, rope: bool, precision: Precision, residual: int, recompute: bool) -> int:

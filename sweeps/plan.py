@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from salt.errors import UserError
-from salt.lists import VideoList, data_spec, read_list
+from salt.lists import read_list
 from salt.plan_specs import Plan
 from salt.plans import decode_plan, plan_dir
-from salt.specs import DECLARED, DataSpec, ProbeSpec
+from salt.specs import DataSpec, ProbeSpec
 from salt.store import file_sha256, write_atomically
 from sweeps.bases import Bases
 from sweeps.cell_names import CellNames
-from sweeps.config import SPLITS, DeclaredData, ProbeConfig
+from sweeps.config import SPLITS, ProbeConfig
 from sweeps.draft import Draft
+from sweeps.execution import planned_execution
 from sweeps.grid import solve_grid
+from sweeps.probe_checks import refuse_probes
 from sweeps.references import references_of
+from sweeps.sources import check_lists, check_sample_sizes, data_of, list_places
 from sweeps.study import Study
 from sweeps.verdicts import refuse
 
@@ -63,16 +66,17 @@ def _draft(study: Study) -> Draft:
     paths = [source for source in study.sources.values() if isinstance(source, Path)]
     by_path = {path: read_list(path) for path in dict.fromkeys(paths)}
     lists = {key: by_path[source] for key, source in study.sources.items() if isinstance(source, Path)}
-    _check_lists(study, lists)
-    data = {key: _data(key, source, lists) for key, source in study.sources.items()}
-    _check_sample_sizes(study, data)
+    check_lists(study, lists)
+    data = data_of(study, lists)
+    check_sample_sizes(study, data)
     grid = solve_grid(study, Bases(study, data["train"], site_of(study)))
     _check_same_twice(study, CellNames(grid))
     refuse(grid)
     suites = {probe.name: _probe_spec(study, probe, data) for probe in study.file.probes}
-    places = {data[key].fingerprint: str(study.sources[key]) for key in lists}
-    execution = msgspec.structs.replace(study.file.execution, folder=str(study.folder), lists=places)
-    return Draft(grid, execution, suites, references_of(grid, data["train"]), by_path)
+    references = references_of(grid, data["train"])
+    refuse_probes(grid, suites, references)
+    execution = planned_execution(grid, list_places(study, data))
+    return Draft(grid, execution, suites, references, by_path)
 
 
 def build_plan(study: Study) -> Plan:
@@ -97,12 +101,6 @@ def site_of(study: Study) -> SiteSpec | None:
     return load_site(None if study.file.site == "default" else study.folder / study.file.site)
 
 
-def _data(key: str, source: Path | DeclaredData, lists: dict[str, VideoList]) -> DataSpec:
-    if isinstance(source, DeclaredData):
-        return DataSpec(name=source.name, fingerprint=DECLARED, clips=source.clips)
-    return data_spec(lists[key], key.rpartition(".")[2])
-
-
 def _probe_spec(study: Study, probe: ProbeConfig, data: dict[str, DataSpec]) -> ProbeSpec:
     own = {split: data.get(f"{probe.name}.{split}", data[split]) for split in SPLITS}
     fields = {
@@ -119,69 +117,6 @@ def _probe_spec(study: Study, probe: ProbeConfig, data: dict[str, DataSpec]) -> 
         return msgspec.convert({**study.probe_settings(probe), **fields}, ProbeSpec)
     except msgspec.ValidationError as error:
         raise UserError(f"{study.path}: probes.{probe.name}.settings: {error}") from error
-
-
-def _check_lists(study: Study, lists: dict[str, VideoList]) -> None:
-    """Labels must exist, and no clip, nor any source of clips, may be on both sides of a split."""
-    problems = []
-    for probe in study.file.probes:
-        keys = {split: _list_key(study, probe, split) for split in SPLITS}
-        here = {split: lists[key] for split, key in keys.items() if key in lists}
-        for split, video_list in here.items():
-            for label in probe.labels:
-                if label not in video_list.columns:
-                    have = ", ".join(video_list.columns) or "none"
-                    place = f"probes.{probe.name}.labels: {study.sources[keys[split]]}"
-                    problems.append(f"{place} has no column {label!r} (it has: {have})")
-        problems += _leaks(here)
-    supervised = study.file.references.supervised
-    if supervised is not None and "train" in lists and supervised.label not in lists["train"].columns:
-        problems.append(
-            f"references.supervised.label: {study.sources['train']} has no column {supervised.label!r}"
-        )
-    # The pretraining list, too, must not hold what is reported on.
-    problems += _leaks({split: lists[split] for split in SPLITS if split in lists})
-    if problems:
-        raise UserError("\n".join(f"{study.path}: {problem}" for problem in dict.fromkeys(problems)))
-
-
-def _list_key(study: Study, probe: ProbeConfig, split: str) -> str:
-    key = f"{probe.name}.{split}"
-    return key if key in study.sources else split
-
-
-def _leaks(lists: dict[str, VideoList]) -> list[str]:
-    problems = []
-    for first, second in (("train", "selection"), ("train", "report"), ("selection", "report")):
-        if first not in lists or second not in lists:
-            continue
-        a, b = lists[first], lists[second]
-        shared = {str(file) for file in set(a.files) & set(b.files)}
-        what = "file"
-        if not shared and "group" in a.columns and "group" in b.columns:
-            shared, what = set(a.columns["group"]) & set(b.columns["group"]), "group"
-        if shared:
-            example = min(shared)
-            problems.append(
-                f"data: {len(shared)} {what}s are in both {first} and {second}, such as {example}; part them"
-            )
-    return problems
-
-
-def _check_sample_sizes(study: Study, data: dict[str, DataSpec]) -> None:
-    problems = []
-    for probe in study.file.probes:
-        for split in SPLITS:
-            wanted, key = getattr(probe, f"{split}_clips"), _list_key(study, probe, split)
-            if wanted > data[key].clips:
-                source = study.sources[key]
-                name = source.name if isinstance(source, DeclaredData) else source
-                problems.append(
-                    f"{study.path}: probes.{probe.name}.{split}_clips: {wanted} wanted, but {name} has "
-                    f"{data[key].clips} clips"
-                )
-    if problems:
-        raise UserError("\n".join(problems))
 
 
 def _check_same_twice(study: Study, names: CellNames) -> None:

@@ -89,7 +89,9 @@ def cell_lines(draft: Draft) -> Iterator[str]:
     grid, made = draft.grid, draft.schedule.made
     students = grid.students_per_group.tolist()
     budgets = [_json(budget) for budget in draft.study.budgets]
-    shares = [[_json(share) for share in row] for row in draft.shares]
+    shares = [
+        ["" if share is None else f',"teacher_share":{_json(share)}' for share in row] for row in draft.shares
+    ]
     arms = [f'{{"arm":"{axes.arm}","budget":' for axes in grid.axes]
     sizes = [[f',"student":{_json(size)}' for size in axes.students] for axes in grid.axes]
     ways = [
@@ -116,7 +118,7 @@ def cell_lines(draft: Draft) -> Iterator[str]:
             stages = f',"stages":{_json(taught.stages)}' if taught.stages else ""
             yield (
                 f"{line}{stages}{sizes[arm][student]}{ways[arm][teacher]}{taught.weights[0]}"
-                f'","teacher_share":{shares[budget][teacher]},"teacher_students":{students[group]}}}\n'
+                f'"{shares[budget][teacher]},"teacher_students":{students[group]}}}\n'
             )
 
 

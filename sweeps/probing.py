@@ -35,6 +35,8 @@ def _is_probed(probe: ProbeConfig, arm: Arm, role: Role, seed: int, at_largest: 
     """
     if arm == "raw" and "attentive" in probe.kinds:
         return False
-    if role not in probe.roles or (probe.seeds is not None and seed not in probe.seeds):
+    # Imported weights have no seed of the study.
+    other_seed = probe.seeds is not None and seed not in probe.seeds and arm != "external"
+    if role not in probe.roles or other_seed:
         return False
     return probe.on == "all" or role == "reference" or at_largest

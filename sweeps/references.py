@@ -1,4 +1,4 @@
-"""Runs beside the budgets: random encoders, training on labels, raw pixels."""
+"""Runs beside the budgets: random encoders, training on labels, imported weights, raw pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from salt.plans import CellLine
 from salt.specs import Arm, DataSpec, ObjectiveSpec, OptimSpec, RunSpec
 from sweeps.bases import batch_problem, build_problems, run_spec
 from sweeps.grid import Grid
-from sweeps.schedule import Run, reference_run
+from sweeps.schedule import Run, external_run, reference_run
 from sweeps.study import Study, Training
 
 
@@ -57,12 +57,17 @@ def references_of(grid: Grid, data: DataSpec) -> list[Reference]:
         for size in wanted.supervised.students:
             spec = _spec(study, "supervised", size, data, training)
             problems = build_problems(study, spec, size, None, {})
-            if spec.optim.batch_clips > data.clips:
-                problems = [*problems, batch_problem(spec, data)]
+            if spec.optim.batch_clips > grid.bases.clips:
+                problems = [*problems, batch_problem(spec, grid.bases.clips)]
             if problems:
                 raise UserError(f"{study.path}: references.supervised: {'; '.join(problems)}")
             spec = msgspec.structs.replace(spec, steps=wanted.supervised.steps, label=wanted.supervised.label)
             found += _seeds(grid, spec, size)
+    for name in wanted.external:
+        base = grid.bases.external(name)
+        if base.problems:
+            raise UserError(f"{study.path}: references.external: {'; '.join(base.problems)}")
+        found.append(Reference(run=external_run(base, "reference"), size=name))
     if wanted.raw:
         spec = _spec(study, "raw", sizes[0], data, plain)
         found.append(_reference(grid, spec, "raw", study.file.seeds[0]))
@@ -70,9 +75,10 @@ def references_of(grid: Grid, data: DataSpec) -> list[Reference]:
 
 
 def _sizes(grid: Grid) -> list[str]:
-    """Sizes of all students, then of all teachers, each once."""
+    """Sizes of all students, then of all teachers that are trained here, each once."""
     students = [size for axes in grid.axes for size in axes.students]
     teachers = [stage.size for axes in grid.axes for way in axes.teachers for stage in way.stages]
+    teachers = [size for size in teachers if size in grid.study.sizes]
     return list(dict.fromkeys([*students, *teachers]))
 
 

@@ -105,6 +105,11 @@ class Schedule:
         ids: list[str] = []
         level = 0
         for stage, base, steps in self.grid.table.stages_of(group):
+            if stage.external:
+                run = self._external(base)
+                weights = (run.run_id, base.spec.steps)
+                ids.append(run.run_id)
+                continue
             length = stage.run_steps or steps
             run = self._run(
                 "teacher", base, length, weights, seed, level, self._keep.get((base.number, length), ())
@@ -195,6 +200,10 @@ class Schedule:
             )
         return self.runs[run_id]
 
+    def _external(self, base: Base) -> Run:
+        run = external_run(base, "teacher")
+        return self.runs.setdefault(run.run_id, run)
+
     def _mark(self, run_id: str, budget: int) -> None:
         run = self.runs[run_id]
         run.budgets.add(budget)
@@ -225,8 +234,9 @@ class Schedule:
             self._branch(grid.base_of(point), self._steps(point), None, seed)
         elif group >= 0:
             assert grid.table is not None
-            _, base, steps = grid.table.stages_of(group)[0]
-            self._branch(base, steps, None, seed)
+            stage, base, steps = grid.table.stages_of(group)[0]
+            if not stage.external:
+                self._branch(base, steps, None, seed)
 
     def _branch(self, base: Base, steps: int, teacher: Weights | None, seed: int) -> None:
         key = (base.number, teacher, seed)
@@ -239,9 +249,9 @@ class Schedule:
         key = (base.number, teacher, seed)
         if key not in self._trunks:
             branches = tuple(sorted(self._branches[key]))
-            target, stage = self._target(base)
+            stage = 1 if base.spec.teacher is None else base.spec.teacher.stage
             constant = self.grid.bases.get(
-                base.spec.arm, base.size, target, base.training, stage=stage, phase="constant"
+                base.spec.arm, base.size, base.teacher, base.training, stage=stage, phase="constant"
             )
             level = 0 if teacher is None else self.runs[teacher[0]].level + 1
             optim = self._trunk_optim(constant, branches[-1], min(self._paths[key]))
@@ -264,14 +274,6 @@ class Schedule:
             return optim_at(self.study, base, base.spec.arm, steps) or base.spec.optim
         share = base.spec.optim.warmup_share * shortest / steps
         return msgspec.structs.replace(base.spec.optim, warmup_share=min(1.0, share))
-
-    def _target(self, base: Base) -> tuple[str | None, int]:
-        """Name of the size of a base's teacher, and its stage."""
-        teacher = base.spec.teacher
-        if teacher is None:
-            return None, 1
-        names = (name for name, vit in self.study.sizes.items() if vit == teacher.encoder)
-        return next(names), teacher.stage
 
 
 def full_spec(
@@ -308,5 +310,18 @@ def reference_run(spec: RunSpec, convention: Convention, gpu_hours: float | None
         step=step_cost(base_of(spec), convention),
         cache=cache_cost(base_of(spec), convention),
         gpu_hours=gpu_hours,
+        level=0,
+    )
+
+
+def external_run(base: Base, role: Role) -> Run:
+    """The run of imported weights: whoever needs it, it is the one that was imported, and spends nothing."""
+    return Run(
+        run_id=spec_id(base.spec),
+        role=role,
+        spec=base.spec,
+        step=base.step,
+        cache=base.cache,
+        gpu_hours=base.gpu_seconds,
         level=0,
     )

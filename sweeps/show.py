@@ -73,6 +73,8 @@ def _row(draft: Draft, place: int) -> Row:
     own_charged = charged_flops(own, None, charge, students)
     inference = [flops[name] for name in ("teacher_forward", "teacher_cache") if name in flops]
     predictor = [flops[name] for name in ("predictor", "decoder") if name in flops]
+    if way is not None and way.is_external:
+        above = None  # what it cost is not known here
     own_hours = base.gpu_hours(steps)
     teacher_hours = draft.teacher_gpu_hours(group)
     return Row(
@@ -99,7 +101,7 @@ def _row(draft: Draft, place: int) -> Row:
         charged=float(grid.charged[point]),
         residual=float(grid.residual[point]),
         tokens=steps * base.batch * tokens(base.spec.model, base.spec.clip),
-        epochs=steps * base.batch / grid.bases.data.clips,
+        epochs=steps * base.batch / grid.bases.clips,
         gpu_hours=None if own_hours is None or teacher_hours is None else own_hours + teacher_hours,
     )
 
@@ -230,7 +232,7 @@ def _sentences(draft: Draft) -> list[str]:
         f"{draft.run_count} runs, each trained once: {', '.join(words)}; in all {flops_text(every)} of "
         "training."
     ]
-    lines += _wsd_sentence(draft, every) + plan_days(draft)
+    lines += _wsd_sentence(draft, every) + _external_sentence(draft) + plan_days(draft)
     lines.append(
         f"Matched: {UNITS[draft.study.match]}. FLOPs: convention {file.convention} "
         f"({CONVENTIONS[file.convention]}), "
@@ -243,6 +245,14 @@ def _sentences(draft: Draft) -> list[str]:
             "Their reasons are in plan.jsonl."
         )
     return lines
+
+
+def _external_sentence(draft: Draft) -> list[str]:
+    used = {run.run_id for run in draft.others} | {ref.run.run_id for ref in draft.references}
+    names = [name for name, external in draft.study.external.items() if external.run_id in used]
+    if not names:
+        return []
+    return [f"Not charged, trained elsewhere: {', '.join(names)}. Their students have the whole budget."]
 
 
 def _wsd_sentence(draft: Draft, every: int) -> list[str]:

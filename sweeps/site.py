@@ -14,7 +14,7 @@ import msgspec
 
 from salt.errors import UserError
 from salt.sizes import SIZES
-from salt.specs import NonNegativeFloat, PositiveFloat, PositiveInt, Spec, VitSpec
+from salt.specs import NonNegativeFloat, PositiveFloat, PositiveInt, RunSpec, Spec, VitSpec
 from sweeps.document import decode, parse_yaml, unknown_name
 
 Precision = Literal["bf16", "fp32"]
@@ -26,10 +26,11 @@ DEFAULT = "default"
 class SiteSpec(Spec, kw_only=True):
     """A cluster, or one machine. A "GPU" is whatever one rank of a run computes on, a CPU included.
 
-    `peak_flops` are FLOP/s of one GPU's dense matrix products; `utilisation` is the share of the peak at
-    `precision` that a run's `matmul` FLOPs reach, by the size of the trained encoder. `max_gpus` caps the
-    GPUs in use at once by all runs. `reserve_gib` of each GPU's memory is left to the driver and to
-    fragmentation.
+    `peak_flops` are FLOP/s of one GPU's dense matrix products, by precision; a run's own (`optim.precision`)
+    decides which counts. `utilisation` is the share of the peak at `precision` that a run's `matmul` FLOPs
+    reach, by the size of the trained encoder; runs of another precision are taken to reach it too.
+    `max_gpus` caps the GPUs in use at once by all runs. `reserve_gib` of each GPU's memory is left to the
+    driver and to fragmentation.
     """
 
     name: str
@@ -68,13 +69,21 @@ class SiteSpec(Spec, kw_only=True):
         names = (name for name, size in SIZES.items() if size == vit and name in self.utilisation)
         return next(names, DEFAULT)
 
-    def sustained_flops(self, vit: VitSpec) -> float:
-        """FLOP/s of one GPU that a run of this encoder reaches, in `matmul` FLOPs: peak x utilisation."""
-        return self.peak * self.utilisation[self.entry(vit)]
+    def sustained_flops(self, vit: VitSpec, precision: Precision | None = None) -> float:
+        """FLOP/s of one GPU that a run of this encoder reaches, in `matmul` FLOPs: peak x utilisation.
+
+        The peak is that of a precision, by default the site's; the share is the same for all of them.
+        """
+        return self.peak_flops[precision or self.precision] * self.utilisation[self.entry(vit)]
 
     def source(self, vit: VitSpec) -> Literal["measured", "assumed"]:
         """Whether the utilisation for this encoder was measured."""
         return "measured" if self.entry(vit) in self.measured else "assumed"
+
+
+def run_precision(spec: RunSpec) -> Precision:
+    """What a run computes in, by the name that profiles give it."""
+    return "bf16" if spec.optim.precision == "bfloat16" else "fp32"
 
 
 #: 64 A100 of 80 GB in nodes of 8. Peaks: NVIDIA A100 data sheet, dense. Utilisation: what the SALT paper's

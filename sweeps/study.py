@@ -14,13 +14,13 @@ from typing import Any
 from salt.errors import UserError
 from salt.sizes import SIZES, grid
 from salt.specs import Arm, MaskSpec, Match, ModelSpec, ObjectiveSpec, OptimSpec, ProbeSpec, VitSpec
-from sweeps.config import SPLITS, TARGETS, ArmConfig, DeclaredData, MaskConfig, ProbeConfig, StudyFile
+from sweeps.config import SPLITS, TARGETS, ArmConfig, ProbeConfig, StudyFile
 from sweeps.document import decode, overlay, parse_yaml, unknown_key
+from sweeps.external import External, read_external
+from sweeps.mask_config import mask_spec
 from sweeps.recipe import Recipe, find_recipe
+from sweeps.sources import Source, sources_of
 from sweeps.study_checks import problems_of
-
-#: Where a list's rows come from: a file, or a declaration to plan with until the file is there.
-Source = Path | DeclaredData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class Study:
     overrides: Mapping[str, Any]  # keys that the command line replaced
     budgets: tuple[float, ...]
     sizes: dict[str, VitSpec]
-    sources: dict[str, Source]  # split, or probe.split where a suite has its own list
+    sources: dict[str, Source]  # by key, see `sweeps.sources`
+    external: dict[str, External]
     rules: Recipe | None
 
     @property
@@ -75,9 +76,9 @@ class Study:
             least = max(least, math.ceil(now * many / (1 - self.file.cooldown_share)) + 1)
         return least
 
-    def source(self, split: str, probe: str | None = None) -> Source:
-        """The list of a split, the suite's own where it has one."""
-        return self.sources.get(f"{probe}.{split}", self.sources[split])
+    def vit(self, name: str) -> VitSpec:
+        """The encoder of a size, or of imported weights, by name."""
+        return self.external[name].encoder if name in self.external else self.sizes[name]
 
     def arm(self, name: Arm) -> ArmConfig | None:
         config: ArmConfig | None = getattr(self.file.arms, name)
@@ -87,11 +88,15 @@ class Study:
         shared = {name: getattr(self.file.model, name) for name in self.file.model.__struct_fields__}
         return ModelSpec(encoder=self.sizes[size], **shared)
 
+    @functools.cached_property
+    def token_grid(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width, the same for all sizes."""
+        return grid(self.model(next(iter(self.sizes))), self.file.clip)
+
     def masks(self, name: str | None = None) -> tuple[MaskSpec, ...]:
         """The study's masks, or a named set of them, with the counts that the file leaves out filled in."""
         configs = self.file.masks if name is None else self.file.mask_sets[name]
-        places = grid(self.model(next(iter(self.sizes))), self.file.clip)
-        return tuple(mask_spec(config, places) for config in configs)
+        return tuple(mask_spec(config, self.token_grid) for config in configs)
 
     def training(
         self, arm: Arm, size: str, changes: Mapping[str, Any] | None = None, steps: int = 0
@@ -134,30 +139,6 @@ class Study:
             if key not in valid:
                 raise UserError(unknown_key(f"{place}{key}", key, valid))
         return probe.settings
-
-
-@functools.cache
-def mask_spec(config: MaskConfig, places: tuple[int, int, int]) -> MaskSpec:
-    """The mask on a grid of tokens; counts that are left out are the published sampler's means."""
-    visible, target = config.visible_tokens, config.target_tokens
-    if visible is None or target is None:
-        from salt.masks import published_counts
-
-        # A grid without places cannot be built and is refused with its reason elsewhere.
-        counts = (1, 1)
-        if all(places) and config.aspect_min <= config.aspect_max:
-            counts = published_counts(
-                config.blocks, config.scale, config.aspect_min, config.aspect_max, places
-            )
-        visible, target = visible or counts[0], target or counts[1]
-    return MaskSpec(
-        blocks=config.blocks,
-        scale=config.scale,
-        aspect_min=config.aspect_min,
-        aspect_max=config.aspect_max,
-        visible_tokens=visible,
-        target_tokens=target,
-    )
 
 
 def views_of(targets: str) -> int | None:
@@ -224,8 +205,9 @@ def load_study(
         overrides=dict(changes or {}),
         budgets=_budgets(file),
         sizes=_sizes(file, path),
-        sources=_sources(file, folder or path.parent),
+        sources=sources_of(file, folder or path.parent),
         rules=find_recipe(file.recipe) if file.recipe is not None else None,
+        external=_external(file, path, folder or path.parent),
     )
     problems = problems_of(study)
     if problems:
@@ -271,25 +253,28 @@ def _budgets(file: StudyFile) -> tuple[float, ...]:
     return tuple(float(value) for value in by_match[file.match])
 
 
-def _sources(file: StudyFile, folder: Path) -> dict[str, Source]:
-    def place(value: str | DeclaredData) -> Source:
-        return (folder / value).absolute() if isinstance(value, str) else value
-
-    sources = {split: place(getattr(file.data, split)) for split in SPLITS}
-    for probe in file.probes:
-        for split in SPLITS:
-            own = getattr(probe.data, split)
-            if own is not None:
-                sources[f"{probe.name}.{split}"] = place(own)
-    return sources
-
-
 def _sizes(file: StudyFile, path: Path) -> dict[str, VitSpec]:
     sizes = dict(SIZES)
     for name, raw in file.sizes.items():
         if name in SIZES:
             raise UserError(f"{path}: sizes.{name}: this name is a built-in size; choose another one")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name):
-            raise UserError(f"{path}: sizes.{name}: a size's name is made of letters, digits, `_` and `.`")
+        _check_name(name, f"{path}: sizes.{name}")
         sizes[name] = decode(raw, VitSpec, f"{path}: sizes.{name}.")
     return sizes
+
+
+def _external(file: StudyFile, path: Path, folder: Path) -> dict[str, External]:
+    found = {}
+    for name, place in file.external.items():
+        where = f"{path}: external.{name}"
+        if name in SIZES or name in file.sizes:
+            raise UserError(f"{where}: this is the name of a size; choose another one")
+        _check_name(name, where)
+        found[name] = read_external(name, (folder / place).absolute(), where)
+    return found
+
+
+def _check_name(name: str, where: str) -> None:
+    """Names of cells hold it."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name):
+        raise UserError(f"{where}: a name is made of letters, digits, `_` and `.`")

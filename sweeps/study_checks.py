@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from salt.specs import ARMS, ObjectiveSpec, OptimSpec
-from sweeps.config import SaltConfig
+from sweeps.config import SaltConfig, StageConfig
 from sweeps.document import unknown_name
+from sweeps.mask_config import mask_mistakes
+from sweeps.sources import mixture_mistakes
 
 if TYPE_CHECKING:
     from sweeps.study import Study
@@ -38,7 +41,9 @@ def problems_of(study: Study) -> list[str]:
             problems += _sweep_problems(study, f"arms.{arm}.sweep", config.sweep)
     if file.arms.salt is not None:
         problems += _teacher_problems(study, file.arms.salt)
-    problems += _schedule_problems(study)
+    problems += _schedule_problems(study) + _mask_problems(study) + mixture_mistakes(study)
+    problems += _unknown_external(study, "references.external", file.references.external)
+    problems += _repeated("references.external", file.references.external)
     if file.references.supervised is not None:
         place, names = "references.supervised.students", file.references.supervised.students
         problems += _unknown_sizes(study, place, names) + _repeated(place, names)
@@ -77,17 +82,23 @@ def _budget_problems(study: Study) -> list[str]:
 
 
 def _teacher_problems(study: Study, config: SaltConfig) -> list[str]:
-    problems = _unknown_sizes(study, "arms.salt.teachers", config.teachers)
+    problems = _unknown_sizes(study, "arms.salt.teachers", config.teachers, study.external)
     for field in ("teachers", "teacher_share", "teacher_flops", "teacher_steps", "chains"):
         problems += _repeated(f"arms.salt.{field}", getattr(config, field))
     paid = config.teacher_share or config.teacher_flops or config.teacher_steps
-    if config.teachers and not paid:
+    trained = [name for name in config.teachers if name not in study.external]
+    if trained and not paid:
         problems.append(
             "arms.salt: say what a teacher may cost: `teacher_share: [0.3]`, `teacher_flops: [60e9]` or "
             "`teacher_steps: [40k]`"
         )
-    if paid and not config.teachers:
-        problems.append("arms.salt.teachers: name the sizes of the teachers, such as `[vit_l]`")
+    if paid and not trained:
+        problems.append(
+            "arms.salt.teachers: name the sizes of the teachers that are to be trained, such as `[vit_l]`"
+        )
+    elsewhere = [*config.teachers, *(chain[0].teacher for chain in config.chains)]
+    if elsewhere and config.teacher_sweep and all(name in study.external for name in elsewhere):
+        problems.append("arms.salt.teacher_sweep: every teacher was trained elsewhere; leave it out")
     if not config.teachers and not config.chains:
         problems.append("arms.salt: give `teachers` or `chains`")
     problems += [
@@ -97,19 +108,42 @@ def _teacher_problems(study: Study, config: SaltConfig) -> list[str]:
     ]
     problems += _sweep_problems(study, "arms.salt.teacher_sweep", config.teacher_sweep)
     for number, chain in enumerate(config.chains):
-        where = f"arms.salt.chains[{number}]"
-        problems += _unknown_sizes(study, where, tuple(stage.teacher for stage in chain))
-        for place, stage in enumerate(chain):
-            ways = [name for name in ("share", "flops", "steps") if getattr(stage, name) is not None]
-            if len(ways) != 1:
-                got = ", ".join(ways) or "none"
-                problems.append(f"{where}[{place}]: give one of share, flops, steps (it has {got})")
+        problems += _chain_problems(study, f"arms.salt.chains[{number}]", chain)
     if config.teacher_runs == "one" and len(config.teacher_steps) < 2:
         problems.append(
             "arms.salt.teacher_runs: `one` takes several lengths from one run: give two or more "
             "`teacher_steps`"
         )
     return problems
+
+
+def _chain_problems(study: Study, where: str, chain: tuple[StageConfig, ...]) -> list[str]:
+    problems = _unknown_sizes(study, where, tuple(stage.teacher for stage in chain), study.external)
+    for place, stage in enumerate(chain):
+        ways = [name for name in ("share", "flops", "steps") if getattr(stage, name) is not None]
+        if stage.teacher not in study.external:
+            if len(ways) != 1:
+                got = ", ".join(ways) or "none"
+                problems.append(f"{where}[{place}]: give one of share, flops, steps (it has {got})")
+        elif place or ways:
+            problems.append(
+                f"{where}[{place}]: {stage.teacher!r} was trained elsewhere: it can only come first, and "
+                "without share, flops or steps"
+            )
+    return problems
+
+
+def _mask_problems(study: Study) -> list[str]:
+    """Masks and sets of them that contradict themselves, whichever arm takes them."""
+    sets = {"masks": study.file.masks} | {
+        f"mask_sets.{name}": masks for name, masks in study.file.mask_sets.items()
+    }
+    return [
+        problem
+        for where, masks in sets.items()
+        for number, mask in enumerate(masks)
+        for problem in mask_mistakes(mask, f"{where}[{number}]", study.token_grid)
+    ]
 
 
 def _schedule_problems(study: Study) -> list[str]:
@@ -176,13 +210,20 @@ def _extra_seed_problems(study: Study) -> list[str]:
         given = [getattr(extra.where, field) for field in extra.where.__struct_fields__]
         if not any(value is not None for value in given):
             problems.append(f"{where}.where: say which cells, such as `students: [vit_l]`; else use `seeds`")
-        for field in ("students", "teachers"):
-            problems += _unknown_sizes(study, f"{where}.where.{field}", getattr(extra.where, field) or ())
+        for field, also in (("students", ()), ("teachers", study.external)):
+            names = getattr(extra.where, field) or ()
+            problems += _unknown_sizes(study, f"{where}.where.{field}", names, also)
     return problems
 
 
-def _unknown_sizes(study: Study, where: str, names: tuple[str, ...]) -> list[str]:
-    return [unknown_name(where, name, list(study.sizes)) for name in names if name not in study.sizes]
+def _unknown_sizes(study: Study, where: str, names: tuple[str, ...], also: Collection[str] = ()) -> list[str]:
+    valid = [*study.sizes, *also]
+    return [unknown_name(where, name, valid) for name in names if name not in valid]
+
+
+def _unknown_external(study: Study, where: str, names: tuple[str, ...]) -> list[str]:
+    have = list(study.external) or ["(none: define external)"]
+    return [unknown_name(where, name, have) for name in names if name not in study.external]
 
 
 def _repeated(where: str, values: tuple[Any, ...]) -> list[str]:

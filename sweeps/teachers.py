@@ -1,7 +1,8 @@
 """Trained teachers of the salt arm: how each is made, and what it costs at every budget.
 
 A way is a chain of stages, nearly always one: a pixel run. In longer chains each further stage is a student
-of the one before. What a stage may cost is a share of the budget, FLOPs, or steps.
+of the one before. What a stage may cost is a share of the budget, FLOPs, or steps. Weights that were trained
+elsewhere can be the first stage: they have no length and cost nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One teacher. Exactly one of share, flops, steps says how long it trains.
+    """One teacher. Exactly one of share, flops, steps says how long it trains; `external` ones have none.
 
     `run_steps` is the length of the run that the weights are taken from, where it goes on after them.
     """
@@ -31,10 +32,13 @@ class Stage:
     flops: int | None = None
     steps: int | None = None
     run_steps: int | None = None
+    external: bool = False
 
     def __str__(self) -> str:
         from sweeps.cell_names import short_flops
 
+        if self.external:
+            return "external"
         if self.share is not None:
             return f"share{self.share!r}"
         if self.flops is not None:
@@ -45,6 +49,8 @@ class Stage:
     @property
     def text(self) -> str:
         """The same for people."""
+        if self.external:
+            return "trained elsewhere"
         if self.share is not None:
             return f"share {self.share:g}"
         if self.flops is not None:
@@ -69,6 +75,11 @@ class TeacherWay:
         return self.stages[-1].size
 
     @property
+    def is_external(self) -> bool:
+        """Whether nothing of it is trained here."""
+        return all(stage.external for stage in self.stages)
+
+    @property
     def name(self) -> str:
         """Unique within a study; plain ASCII."""
         parts = [text for stage in self.stages for text in (stage.size, str(stage))]
@@ -86,14 +97,17 @@ def teacher_ways(study: Study) -> tuple[TeacherWay, ...]:
     if config is None:
         return ()
     chains: list[tuple[Stage, ...]] = [
-        (stage,) for size in config.teachers for stage in _lengths(size, config)
+        (stage,)
+        for size in config.teachers
+        for stage in ([Stage(size=size, external=True)] if size in study.external else _lengths(size, config))
     ]
-    chains += [tuple(_stage(stage) for stage in chain) for chain in config.chains]
-    values = list(itertools.product(*config.teacher_sweep.values()))
+    chains += [tuple(_stage(stage, stage.teacher in study.external) for stage in c) for c in config.chains]
+    values = itertools.product(*config.teacher_sweep.values())
+    swept = [dict(zip(config.teacher_sweep, combination, strict=True)) for combination in values]
     return tuple(
-        TeacherWay(stages=chain, changes=dict(zip(config.teacher_sweep, combination, strict=True)))
+        TeacherWay(stages=chain, changes=changes)
         for chain in chains
-        for combination in values
+        for changes in ([{}] if chain[0].external else swept)  # nothing of imported weights can be varied
     )
 
 
@@ -108,9 +122,10 @@ def _lengths(size: str, config: SaltConfig) -> list[Stage]:
     ]
 
 
-def _stage(config: StageConfig) -> Stage:
+def _stage(config: StageConfig, external: bool) -> Stage:
     return Stage(
         size=config.teacher,
+        external=external,
         share=config.share,
         flops=None if config.flops is None else int(config.flops),
         steps=None if config.steps is None else steps_number(config.steps),
@@ -139,10 +154,10 @@ class TeacherTable:
         self.verdict = np.zeros(shape, dtype=np.int64)
         budgets = np.array(study.budgets)
         for column, way in enumerate(ways):
-            self._solve(column, way, budgets, bases.data.clips)
+            self._solve(column, way, budgets, bases.epoch_clips)
         self._number(shape)
 
-    def _solve(self, column: int, way: TeacherWay, budgets: NDArray[np.float64], clips: int) -> None:
+    def _solve(self, column: int, way: TeacherWay, budgets: NDArray[np.float64], clips: float) -> None:
         import numpy as np
 
         from sweeps.grid import CANNOT_BE_BUILT, DOES_NOT_FIT, REPEATS, TOO_SMALL
@@ -153,6 +168,8 @@ class TeacherTable:
                 self.verdict[:, column] |= CANNOT_BE_BUILT
             if base.fit is not None and base.fit.problem is not None:
                 self.verdict[:, column] |= DOES_NOT_FIT
+            if stage.external:
+                continue
             if stage.steps is not None:
                 wanted = np.full(len(budgets), float(stage.steps))
             elif stage.flops is not None:
@@ -227,7 +244,10 @@ class TeacherTable:
 
 
 def _stage_bases(bases: Bases, way: TeacherWay) -> list[Base]:
-    found = [bases.get("pixel", way.stages[0].size, None, way.changes)]
+    first = way.stages[0]
+    found = [
+        bases.external(first.size) if first.external else bases.get("pixel", first.size, None, way.changes)
+    ]
     for number, (before, stage) in enumerate(itertools.pairwise(way.stages), start=1):
         found.append(bases.get("salt", stage.size, before.size, stage=number))
     return found

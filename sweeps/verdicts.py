@@ -95,14 +95,16 @@ def _teacher_exceeds(grid: Grid, point: int) -> str:
 
 
 def _repeats(grid: Grid, point: int) -> list[str]:
-    limit, clips = grid.study.file.maximum_epochs, grid.bases.data.clips
+    limit, clips = grid.study.file.maximum_epochs, grid.bases.epoch_clips
+    # Of a mixture, the list that comes round first counts.
+    on = ", its most repeated list once every" if grid.bases.data.parts else " on"
     runs = [("student", grid.base_of(point), int(grid.steps[point]))]
     if grid.table is not None and grid.group[point] >= 0:
         for stage, base, steps in grid.table.stages_of(int(grid.group[point])):
             runs.append((f"teacher {stage.size}", base, steps))
     return [
-        f"{name} repeats data {steps * base.batch / clips:.4g} times ({steps} x {base.batch} clips on "
-        f"{clips}), more than maximum_epochs {limit:g}"
+        f"{name} repeats data {steps * base.batch / clips:.4g} times ({steps} x {base.batch} clips{on} "
+        f"{clips:.10g}), more than maximum_epochs {limit:g}"
         for name, base, steps in runs
         if limit is not None and steps * base.batch > limit * clips
     ]

@@ -23,9 +23,10 @@ from slurm.prepare import refuse_runs
 from sweeps.costs import costs_csv
 from sweeps.design import warnings_of
 from sweeps.machine_time import run_gpu_hours
+from sweeps.plan import draft_plan
 from sweeps.show import plan_tables, rows_of
 from sweeps.site import load_site
-from tests.plan_kit import drafted
+from tests.plan_kit import BASE, drafted, study
 
 SALT_ONLY = {"salt": {"teachers": ["nano"], "teacher_share": [0.3]}}
 
@@ -84,15 +85,18 @@ def test_cached_targets_are_encoded_once() -> None:
         assert "teacher_forward" not in cell.cost.parts
     _, shared = drafted(targets="cached(views=2)", arms=SALT_ONLY, budgets_flops=[2e12], charge="shared")
     assert sum(cell.charged_flops for cell in shared.cells) < 2 * 2e12 * 1.001
-    # Priced, but not there yet: refused before a run is queued, whatever its lists.
+    # Trained like any other run, once its lists are there.
     with pytest.raises(UserError, match="only declared"):
         refuse_runs(plan)
     here = tuple(
         replace(run, spec=replace(run.spec, data=replace(run.spec.data, fingerprint="f")))
         for run in plan.runs
     )
-    with pytest.raises(UserError, match="cached_views 2: training on cached targets"):
-        refuse_runs(replace(plan, runs=here))
+    refuse_runs(replace(plan, runs=here))
+    assert {run.spec.cached_views for run in plan.runs if run.spec.arm != "salt"} == {None}
+    streamed = BASE["clip"] | {"source": "streamed"}
+    with pytest.raises(UserError, match=r"cached targets need clips that stay the same"):
+        draft_plan(study(targets="cached(views=2)", arms=SALT_ONLY, budgets_flops=[2e12], clip=streamed))
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -169,7 +169,16 @@ def test_what_no_machine_of_the_site_holds_does_not_fit(tmp_path: Path) -> None:
         "name: small\ngpu: small\ngpus_total: 1\ngpus_per_node: 1\nmemory_gib: 1\nreserve_gib: 0.1\n"
         "peak_flops: {bf16: 1e12}\nutilisation: {default: 0.5}\n"
     )
-    text = refusal(students=["vit_gg"], site=str(site), budgets_flops=[1e17], arms={"pixel": {}})
+    optim = {"batch_clips": 16, "precision": "bfloat16"}
+    ask: dict[str, Any] = {
+        "students": ["vit_gg"],
+        "site": str(site),
+        "budgets_flops": [1e17],
+        "arms": {"pixel": {}},
+    }
+    with pytest.raises(UserError, match=r"site small has no peak_flops\.fp32"):
+        draft_plan(study(**ask))  # the default precision
+    text = refusal(**ask, optim=optim)
     assert "1 of 1 cells" in text
     assert "small" in text
     assert "GiB" in text
@@ -284,7 +293,8 @@ def test_matching_steps_in_the_papers_convention_gives_its_allocation_table() ->
 def test_a_recipe_rules_what_the_study_does_not() -> None:
     text = default_study((1e21,)).decode()
     for recipe, warmup in (("salt@1", None), ("salt-2509@1", 10_000)):
-        data = text.replace("recipe: salt@1", f"recipe: {recipe}\noptim: {{beta2: 0.9}}").encode()
+        changed = text.replace("recipe: salt@1", f"recipe: {recipe}")
+        data = changed.replace("optim: {", "optim: {beta2: 0.9, ").encode()
         plan = build_plan(load_study(PATH, data=data))
         for run in plan.runs:
             if run.role == "reference":

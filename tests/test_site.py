@@ -51,9 +51,10 @@ PUBLISHED = {
 
 
 def published(arm: Arm, size: str, teacher: str | None = None, steps: int = 160_000) -> RunSpec:
-    """A run of the paper's shape, with the mean token counts of the published mask sampler."""
+    """A run of the paper's shape in bfloat16, with the mean token counts of the published mask sampler."""
     spec = benchmark_spec(arm, size, teacher=teacher, batch_clips=3072)
-    return msgspec.structs.replace(spec, steps=steps)
+    optim = msgspec.structs.replace(spec.optim, precision="bfloat16")
+    return msgspec.structs.replace(spec, steps=steps, optim=optim)
 
 
 # --- memory against tensors that live -------------------------------------------------------------------
@@ -149,8 +150,27 @@ def test_state_and_disk_are_torchs_bytes(arm: Arm, teacher: str | None) -> None:
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("arm", "teacher"), [*CASES, ("supervised", None)])
 def test_saved_activations(arm: Arm, teacher: str | None, half: bool) -> None:
-    """Counted is each storage once that autograd packs, but for the weights and their bfloat16 copies."""
     spec = run_spec(arm, "micro", teacher=teacher, batch_clips=4)
+    held_activations(spec, half)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"latent_loss": "l2"},
+        {"latent_loss": "smooth_l1"},
+        {"latent_loss": "cosine"},
+        {"pixel_weight": 0.1},
+        {"pixel_weight": 0.1, "pixel_loss": "l1", "latent_loss": "cosine"},
+        {"teacher_layer": 1},
+    ],
+)
+def test_saved_by_losses(objective: dict[str, Any]) -> None:
+    held_activations(run_spec("salt", "micro", teacher="tiny", batch_clips=4, **objective), half=False)
+
+
+def held_activations(spec: RunSpec, half: bool) -> None:
+    """Counted is each storage once that autograd packs, but for the weights and their bfloat16 copies."""
     trained = Trained(spec, half)
     weights = {weight.untyped_storage().data_ptr() for weight in trained.weights}
     matrices = {shape for weight in trained.weights for shape in (weight.shape, weight.shape[::-1])}
@@ -263,9 +283,11 @@ def test_built_in_utilisation_is_what_the_published_hours_imply(size: str) -> No
 def test_hours_by_hand() -> None:
     spec = run_spec("vjepa", "micro", steps=100)
     site = msgspec.structs.replace(
-        DEFAULT_SITE, peak_flops={"bf16": 1e9}, utilisation={"default": 0.5, "micro": 0.25}
+        DEFAULT_SITE, peak_flops={"fp32": 1e9, "bf16": 8e9}, utilisation={"default": 0.5, "micro": 0.25}
     )
     step = step_cost(spec)
+    half = msgspec.structs.replace(spec, optim=msgspec.structs.replace(spec.optim, precision="bfloat16"))
+    assert gpu_seconds_per_step(spec, site) == 8 * gpu_seconds_per_step(half, site)  # each by its own peak
     assert gpu_seconds_per_step(spec, site) == pytest.approx(step.total_flops / 0.25e9)
     assert run_gpu_hours(spec, site) == pytest.approx(100 * step.total_flops / 0.25e9 / 3600)
     # Recomputation: one more forward pass of what is trained, in time alone.
@@ -281,7 +303,9 @@ def test_hours_by_hand() -> None:
 
 def test_cached_targets_cost_time_once_and_disk() -> None:
     spec = msgspec.structs.replace(run_spec("salt", "nano", teacher="micro"), cached_views=3)
-    assert cached_target_bytes(spec) == 3 * 8192 * 64 * 48 * 2
+    assert cached_target_bytes(spec) == 3 * 8192 * 64 * 48 * 4
+    optim = msgspec.structs.replace(spec.optim, precision="bfloat16")
+    assert cached_target_bytes(msgspec.structs.replace(spec, optim=optim)) == 3 * 8192 * 64 * 48 * 2
     assert cached_target_bytes(run_spec("salt", "nano", teacher="micro")) == 0
     assert memory(spec, 1, recompute=False).teacher == 0
     untrained = msgspec.structs.replace(spec, steps=0)
