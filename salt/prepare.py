@@ -122,6 +122,7 @@ def record_inputs(run: RunDir, spec: RunSpec, sources: Mapping[str, Clips | Vide
                 fingerprint=part.fingerprint,
                 clips=len(sources[part.fingerprint].rows) * each,
                 skipped_files=len(getattr(sources[part.fingerprint], "skipped", ())),
+                near_copies=_near_copies(run, spec, sources[part.fingerprint]),
             )
             for part in parts
         ),
@@ -131,6 +132,14 @@ def record_inputs(run: RunDir, spec: RunSpec, sources: Mapping[str, Clips | Vide
         ),
     )
     write_atomically(run.inputs, pretty_json(inputs))
+
+
+def _near_copies(run: RunDir, spec: RunSpec, source: Clips | VideoList) -> int | None:
+    from salt.clips import Clips
+    from salt.near_copies import near_copies
+
+    found = near_copies(run.store / "cache", source, spec.clip) if isinstance(source, Clips) else None
+    return None if found is None else found.in_groups
 
 
 class GraphCheck:

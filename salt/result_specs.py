@@ -52,6 +52,7 @@ class ListInput(Spec, kw_only=True):
     fingerprint: str
     clips: int
     skipped_files: int
+    near_copies: int | None = None  # files alike to another; None: streamed, or too long a list
 
 
 class RunInputs(Spec, kw_only=True):
