@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import salt_cli
-from salt import __version__, data_cli
+from salt import __version__, data_cli, train_cli
 from salt.errors import RunFailed, UserError
 from sweeps import cli
 
@@ -156,6 +156,28 @@ def test_the_options_of_salt_data_are_these() -> None:
             ]
         ),
         "duplicates": ["--distance", "--help", "--json", "--limit-s", "--other", "--store", "--workers"],
+    }
+
+
+def test_the_options_of_salt_train_are_these() -> None:
+    (commands,) = (
+        a.choices for a in train_cli._parser()._actions if isinstance(a, argparse._SubParsersAction)
+    )
+    common = ("--help", "--json", "--store")
+    assert {name: options_of(command) for name, command in commands.items()} == {
+        "run": sorted([*common, "--device", "--list", "--plan", "--processes", "--set", "--threads"]),
+        "show": sorted(common),
+        "probe": sorted(
+            [*common, "--branch", "--device", "--spec", "--step", "--threads", "--workers"],
+        ),
+        "export": sorted([*common, "--format", "--out"]),
+        "import": sorted(
+            [
+                *common,
+                *("--clip", "--drop", "--format", "--frames", "--frame-stride", "--mean"),
+                *("--name", "--px", "--std", "--store-px"),
+            ]
+        ),
     }
 
 
