@@ -6,6 +6,7 @@ import msgspec
 
 from salt.errors import UserError
 from salt.specs import ExecSpec
+from sweeps.bases import Base
 from sweeps.grid import Grid
 from sweeps.site import run_precision
 
@@ -27,14 +28,27 @@ def planned_execution(grid: Grid, lists: dict[str, str]) -> ExecSpec:
             )
     peak, site = execution.peak_flops_per_s, grid.bases.site
     if peak is None and site is not None:
-        used = {run_precision(base.spec) for base in grid.bases.all if base.spec.arm != "external"}
+        used = {run_precision(base.spec) for base in grid.bases.all if base.fit is not None}
         peak = site.peak_flops[used.pop()] if len(used) == 1 else None
     return msgspec.structs.replace(execution, folder=str(study.folder), lists=lists, peak_flops_per_s=peak)
 
 
+def _is_float32(base: Base) -> bool:
+    """Whether a run that can be built and is trained here computes in float32."""
+    return base.fit is not None and run_precision(base.spec) == "fp32"
+
+
 def execution_warnings(grid: Grid) -> list[str]:
     """What is allowed and slow, or not what it looks like."""
-    execution, found = grid.study.file.execution, []
+    execution, site, found = grid.study.file.execution, grid.bases.site, []
+    if site is not None and site.precision == "bf16":
+        slow = list(dict.fromkeys(base.spec.arm for base in grid.bases.all if _is_float32(base)))
+        if slow:
+            times = site.peak_flops["bf16"] / site.peak_flops["fp32"]
+            found.append(
+                f"{', '.join(slow)} train in float32, at a peak {times:.3g} times lower than bfloat16's at "
+                f"site {site.name}; set `optim: {{precision: bfloat16}}` if that is not meant"
+            )
     masks = {mask for base in grid.bases.all for mask in base.spec.masks}
     if any(mask.keep == "batch_min" for mask in masks):
         found.append(

@@ -6,8 +6,11 @@ is, its `spec.json` says.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from salt.errors import UserError
 from salt.specs import ClipSpec, ModelSpec, RunSpec, VitSpec, spec_id
@@ -52,6 +55,12 @@ def read_external(name: str, place: Path, where: str) -> External:
     return External(name=name, path=path, spec=spec)
 
 
+def _clip_json(clip: ClipSpec) -> str:
+    """The fields in which a clip is not the default one."""
+    plain, default = msgspec.to_builtins(clip), msgspec.to_builtins(ClipSpec())
+    return json.dumps({name: value for name, value in plain.items() if value != default[name]})
+
+
 def external_problems(external: External, clip: ClipSpec, model: ModelSpec) -> list[str]:
     """Why imported weights cannot teach or be probed in a study of this clip and model; empty if they can."""
     found, own = external.spec, external.spec.model
@@ -69,7 +78,7 @@ def external_problems(external: External, clip: ClipSpec, model: ModelSpec) -> l
     if differ:
         problems.append(
             f"external {external.name}: it was imported with another clip than the study's "
-            f"({', '.join(differ)}); import it again with the study's: "
-            "`salt-train import FOLDER --clip CLIP.json`"
+            f"({', '.join(differ)}); import it again with the study's, "
+            f"`salt-train import FOLDER --clip CLIP.json`, where CLIP.json holds {_clip_json(clip)}"
         )
     return problems

@@ -107,7 +107,7 @@ class Schedule:
         for stage, base, steps in self.grid.table.stages_of(group):
             if stage.external:
                 run = self._external(base)
-                weights = (run.run_id, base.spec.steps)
+                weights, level = (run.run_id, base.spec.steps), run.level + 1
                 ids.append(run.run_id)
                 continue
             length = stage.run_steps or steps
