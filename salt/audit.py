@@ -193,7 +193,7 @@ def _teacher_part(spec: RunSpec) -> tuple[str, int]:
     """Name of the teacher's part and how many clips it encodes there: a batch a step, or the cache once."""
     if spec.cached_views is None:
         return "teacher_forward", spec.optim.batch_clips
-    return "teacher_cache", spec.cached_views * spec.data.clips
+    return "teacher_cache", spec.cached_views * spec.data.clips * spec.clip.clips_per_file
 
 
 def _add(parts: dict[str, Part], name: str, one: Part, clips: int) -> None:

@@ -145,7 +145,7 @@ def step_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
 
 
 def cache_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
-    """FLOPs of encoding the cached targets, once: views x clips of the list. Empty for targets made
+    """FLOPs of encoding the cached targets, once: views x clips of the lists. Empty for targets made
     online."""
     teacher = target_blocks(spec) if spec.cached_views is not None else None
     if teacher is None or spec.cached_views is None:
@@ -156,7 +156,7 @@ def cache_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
         flops = paper_forward_flops(teacher, spec.model, spec.clip)
     else:
         flops = encode_flops(teacher, spec.model, spec.clip)
-    part = Part(forward=spec.cached_views * spec.data.clips * flops)
+    part = Part(forward=spec.cached_views * spec.data.clips * spec.clip.clips_per_file * flops)
     return Cost(convention=convention, parts={"teacher_cache": part})
 
 

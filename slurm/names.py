@@ -32,19 +32,25 @@ def run_names(plan: Plan) -> dict[str, RunName]:
     budgets = _smallest_budgets(plan)
     sizes = {vit: name for name, vit in SIZES.items()}
     specs = {run.run_id: run.spec for run in plan.runs}
+    taught: dict[str, str] = {}
     for cell in plan.cells:
         if cell.arm != "raw":
             sizes[specs[cell.run_id].model.encoder] = cell.student
         if cell.teacher is not None and cell.teacher_run_id is not None:
-            sizes[specs[cell.teacher_run_id].model.encoder] = cell.teacher
+            taught[cell.teacher_run_id] = cell.teacher
+            if specs[cell.teacher_run_id].arm != "external":  # its name is its own, not its size's
+                sizes[specs[cell.teacher_run_id].model.encoder] = cell.teacher
     names = {}
     for run in plan.runs:
         spec, teacher = run.spec, run.spec.teacher
         vit = spec.model.encoder
+        size = sizes.get(vit, f"{vit.width}x{vit.depth}")
+        if spec.arm == "external":
+            size = taught.get(run.run_id, size)
         names[run.run_id] = RunName(
             arm=run.role if run.role in ("teacher", "trunk") else spec.arm,
-            size="raw" if spec.arm == "raw" else sizes.get(vit, f"{vit.width}x{vit.depth}"),
-            teacher=None if teacher is None else sizes.get(teacher.encoder),
+            size="raw" if spec.arm == "raw" else size,
+            teacher=None if teacher is None else taught.get(teacher.run_id, sizes.get(teacher.encoder)),
             budget_flops=budgets.get(run.run_id, 0),
             seed=spec.seed,
             total_steps=spec.steps,
