@@ -34,7 +34,7 @@ def run_names(plan: Plan) -> dict[str, RunName]:
     specs = {run.run_id: run.spec for run in plan.runs}
     taught: dict[str, str] = {}
     for cell in plan.cells:
-        if cell.arm != "raw":
+        if cell.arm not in ("raw", "external"):
             sizes[specs[cell.run_id].model.encoder] = cell.student
         if cell.teacher is not None and cell.teacher_run_id is not None:
             taught[cell.teacher_run_id] = cell.teacher
