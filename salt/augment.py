@@ -124,7 +124,9 @@ def crop(
     `tries` [TRIES, 4] and `mirror` are the clip's numbers. `shift` first scales the frames so that their
     short side is `store_px`. Colour becomes BT.601 luma, last, where the clip has one channel.
     """
-    height, width = frames.shape[1:3]
+    count, height, width = frames.shape[:3]
+    if frames.strides[0] == 0:
+        frames = frames[:1]  # a still clip: one frame in all its places
     if clip.crop == "random_resized":
         box = resized_box(tries, height, width, clip)
     else:
@@ -138,7 +140,8 @@ def crop(
     view = resize(part, clip.crop_px, clip.crop_px)
     if view.shape[-1] != clip.channels:
         view = _luma(view)
-    return view.flip(2) if clip.flip and mirror < 0.5 else view
+    view = view.flip(2) if clip.flip and mirror < 0.5 else view
+    return view.expand(count, *view.shape[1:])
 
 
 def resize(frames: NDArray[np.uint8], height: int, width: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ import msgspec
 
 from salt.clip_index import ClipIndex, Skipped, decode_spec
 from salt.errors import UserError
-from salt.folders import publish, require_room, reserve
+from salt.folders import new_array, publish
 from salt.isolate import run_isolated
 from salt.lists import VideoList
 from salt.progress import progress as shown_progress
@@ -64,14 +64,19 @@ def build_clips(
     """Decode a list into `folder`, which appears whole or not at all.
 
     `alone`: the caller holds the builder's lock, so what a killed builder left is taken over. Raises
-    UserError if more than `max_bad_share` of the files give no clip, or the disk has no room.
+    UserError if more than `max_bad_share` of the files give no clip, or the disk has no room: for all of
+    them, or, where some are bad, for a second copy without these.
     """
     building = folder.with_name(f"{folder.name}.building")
     if not alone:
         building = folder.with_name(f"{folder.name}.building-{os.uname().nodename}-{os.getpid()}")
     building.mkdir(exist_ok=alone)
     try:
-        done = _decode_all(videos, clip, building, workers, show, max_bad_share, limit_s)
+        try:
+            done = _decode_all(videos, clip, building, workers, show, max_bad_share, limit_s)
+        except UserError:  # nothing to go on with; after a kill, a fault or Ctrl-C there is
+            shutil.rmtree(building, ignore_errors=True)
+            raise
         bad = {item.row: item.reason for item in done if item.reason is not None}
         if bad:
             _drop_rows(building / "clips.npy", bad.keys(), clip.clips_per_file)
@@ -93,9 +98,6 @@ def build_clips(
         (building / "done.jsonl").unlink()  # before the index: rows have moved, so it holds no longer
         write_atomically(building / "index.json", pretty_json(index))
         publish(building, folder)
-    except UserError:  # nothing to go on with; after a kill, a fault or Ctrl-C there is
-        shutil.rmtree(building, ignore_errors=True)
-        raise
     finally:
         if not alone:
             shutil.rmtree(building, ignore_errors=True)
@@ -190,9 +192,7 @@ def _take_up(building: Path, files: int, clip: ClipSpec) -> tuple[NDArray[np.uin
         pass  # absent, or of a builder that was killed too early to be of use
     for path in building.iterdir():
         path.unlink()
-    require_room(building, store_bytes(files, clip), "decoded clips")
-    frames = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
-    reserve(target, "decoded clips")
+    frames = new_array(target, shape, "decoded clips")
     notes.touch()
     return frames, []
 
@@ -232,7 +232,7 @@ def _drop_rows(target: Path, bad: Any, clips_per_file: int) -> None:
     source = np.load(target, mmap_mode="r")
     good = np.array([index for index in range(len(source)) if index // clips_per_file not in bad])
     beside = target.with_name("dense.npy")
-    dense = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(len(good), *source.shape[1:]))
+    dense: Any = new_array(beside, (len(good), *source.shape[1:]), "decoded clips without the bad files")
     for start in range(0, len(good), 256):
         dense[start : start + 256] = source[good[start : start + 256]]
     dense.flush()

@@ -7,7 +7,7 @@ import msgspec
 from salt.specs import ClipSpec, Spec
 
 #: Raised by hand when decoding or resizing changes the stored pixels.
-DECODING = 1
+DECODING = 2
 
 
 class DecodeSpec(Spec, kw_only=True, omit_defaults=True):

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +24,7 @@ import msgspec
 from salt.clip_build import build_clips, decode_task, lost_reason, too_many_bad
 from salt.clip_index import ClipIndex, DecodeSpec, clip_of, decode_spec
 from salt.errors import UserError
-from salt.folders import builders_lock
+from salt.folders import builders_lock, said_of
 from salt.isolate import run_isolated
 from salt.lists import VideoList, data_spec, read_list
 from salt.specs import ClipSpec
@@ -128,7 +129,10 @@ def find_packs(cache: Path, fingerprint: str) -> Iterator[tuple[DecodeSpec, Clip
         with open(place, "rb") as file:
             if mark not in file.read(200):  # the first field: an index may be long
                 continue
-        decode = msgspec.json.decode(place.read_bytes(), type=ClipIndex).decode
+        try:
+            decode = msgspec.json.decode(place.read_bytes(), type=ClipIndex).decode
+        except msgspec.DecodeError:
+            continue  # of a version with other fields: the same as not stored
         found = load_clips(cache, fingerprint, clip_of(decode))
         if found is not None:
             yield decode, found
@@ -147,24 +151,21 @@ def open_clips(
     *,
     max_bad_share: float = 0.05,
     limit_s: float = 60.0,
+    videos: VideoList | None = None,
 ) -> Clips:
     """Clips of a list, decoded in worker processes the first time and memory-mapped after.
 
     A file that cannot be decoded is skipped and logged once, with its reason; so is one whose decoder
-    crashes or takes longer than `limit_s`. Raises UserError if more than `max_bad_share` of the files are
-    bad, or none is left.
+    crashes or takes longer than `limit_s`. `videos` is the list where it has been read already. Raises
+    UserError if more than `max_bad_share` of the files are bad, none is left, or `cache` cannot be written.
     """
-    videos = read_list(Path(list_path))
+    videos = read_list(Path(list_path)) if videos is None else videos
     fingerprint = data_spec(videos, "list").fingerprint
     found = load_clips(cache, fingerprint, clip)
     if found is None:
         folder = clips_path(cache, fingerprint, clip)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with builders_lock(folder.with_name(f"{folder.name}.lock")) as alone:
+        with said_of(folder.parent), _builder(folder) as alone:
             found = load_clips(cache, fingerprint, clip)
-            if alone:
-                for leftover in folder.parent.glob(f"{folder.name}.building-*"):
-                    shutil.rmtree(leftover)  # of a builder that was killed
             if found is None:
                 build_clips(
                     videos,
@@ -190,6 +191,18 @@ def open_clips(
             clip.short_clips,
         )
     return found
+
+
+@contextmanager
+def _builder(folder: Path) -> Iterator[bool]:
+    """Be the one who builds a folder, if locks allow; what killed builders left beside it is cleared."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with builders_lock(folder.with_name(f"{folder.name}.lock")) as alone:
+        if alone:
+            for pattern in ("building-*", "building.old"):
+                for leftover in folder.parent.glob(f"{folder.name}.{pattern}"):
+                    shutil.rmtree(leftover)
+        yield alone
 
 
 def planned_clips(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
 
 #: Widths in pixels that decord 0.6.0 or decord2 3.4.0 returns corrupt.
 DECORD_BAD_WIDTHS = frozenset({16, 24, 32, 48, 72, 96, 144})
+
+#: Demuxers of the files that decord reads frame for frame (its frames are PyAV's, to the bit). It seeks to
+#: wrong ones, or fails, in AVI, MPEG transport and program streams, ASF and bare streams: measured, 0.6.0.
+DECORD_CONTAINERS = frozenset({"mp4", "matroska"})
 
 #: Frame tables kept in memory, one per file; a minute at 30 frames per second takes 14 kB.
 KEPT_TABLES = 256
@@ -36,7 +42,8 @@ class VideoProbe:
     """What the container says, without decoding. `None` is "the file does not say".
 
     `frames` counts the packets to be shown; `hidden_frames` those that an edit list cuts away, which still
-    are in the file; `header_frames` is the count that the header promises.
+    are in the file, or that nothing can decode (`_read_packets`); `header_frames` is the count that the
+    header promises, `container` what the demuxer calls itself.
     """
 
     width_px: int
@@ -45,12 +52,15 @@ class VideoProbe:
     frames: int
     hidden_frames: int
     header_frames: int | None
+    container: str
 
     @property
     def needs_pyav(self) -> bool:
         held = self.frames + self.hidden_frames
         trimmed = self.hidden_frames > 0 or (self.header_frames is not None and self.header_frames > held)
-        return trimmed or self.width_px in DECORD_BAD_WIDTHS
+        odd = self.width_px % 2 or self.height_px % 2  # decord shifts the colours of these
+        foreign = DECORD_CONTAINERS.isdisjoint(self.container.split(","))
+        return bool(trimmed or odd or foreign or self.width_px in DECORD_BAD_WIDTHS)
 
 
 @dataclass(frozen=True)
@@ -78,43 +88,43 @@ class FrameTable:
 
 def probe_video(path: Path) -> VideoProbe:
     """Read the container's index. Raises VideoError for a file that is no video, cut short or frameless."""
+    probe = _look(path, False)[1]
+    assert probe is not None, "packets were read"
+    return probe
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A file's container and its stream of pictures. Raises VideoError if there is none, or FFmpeg fails."""
     import av
 
     try:
         if os.path.getsize(path) == 0:
             raise VideoError(path, "empty file")
         with av.open(str(path)) as container:
-            if not container.streams.video:
+            stream = video_stream(container)
+            if stream is None:
                 raise VideoError(path, "no video stream")
-            stream = container.streams.video[0]
-            promised = _promised_frames(container, stream)
-            is_image = container.format.name == "image2" or container.format.name.endswith("_pipe")
-            rate = None if is_image else stream.average_rate  # a made-up one
-            shown = hidden = 0
-            for packet in container.demux(stream):
-                if packet.size == 0:
-                    continue  # the demuxer's end mark
-                if packet.is_corrupt:
-                    raise VideoError(path, cut_short(shown + hidden, promised))
-                hidden += packet.is_discard
-                shown += not packet.is_discard
-            probe = VideoProbe(
-                width_px=stream.codec_context.width,
-                height_px=stream.codec_context.height,
-                fps=float(rate) if rate else None,
-                frames=shown,
-                hidden_frames=hidden,
-                header_frames=stream.frames or None,
-            )
+            yield container, stream
     except av.error.FFmpegError as error:
         raise VideoError(path, f"not a readable video: {error.strerror}") from error
     except OSError as error:
         raise VideoError(path, f"cannot be read: {error.strerror}") from error
-    if probe.frames == 0:
-        raise VideoError(path, "no frames")
-    if shown + hidden < promised:
-        raise VideoError(path, cut_short(shown + hidden, promised))
-    return probe
+
+
+def video_stream(container: Any) -> Any:
+    """The first stream of moving pictures, decoded by one thread; None if there is none.
+
+    The cover of a song or a film is a stream as well, of one picture.
+    """
+    import av
+
+    cover = av.stream.Disposition.attached_pic
+    for stream in container.streams.video:
+        if not stream.disposition & cover:
+            stream.thread_type = "NONE"
+            return stream
+    return None
 
 
 def decodes_a_frame(path: Path) -> bool:
@@ -123,8 +133,9 @@ def decodes_a_frame(path: Path) -> bool:
 
     try:
         with av.open(str(path)) as container:
-            return any(not frame.is_corrupt for frame in container.decode(video=0))
-    except (av.error.FFmpegError, OSError, IndexError):
+            stream = video_stream(container)
+            return stream is not None and any(not frame.is_corrupt for frame in container.decode(stream))
+    except (av.error.FFmpegError, OSError):
         return False  # not a question of why: `probe_video` and the scan say that
 
 
@@ -140,39 +151,41 @@ def _promised_frames(container: Any, stream: Any) -> int:
 
 
 def cut_short(found: int, promised: int) -> str:
+    if not promised:
+        return f"damaged: a packet is corrupt, after {found} frames"
     return f"cut short: the header promises {promised} frames, the file holds {found}"
 
 
 def frame_table(path: Path, *, trust_header: bool = True) -> FrameTable:
     """The frames of a file and their times; the last few tables are kept while their files stay as they are.
 
-    The header's index is enough for a file whose frames are evenly timed and all shown; any other file is
+    The header's index is enough for an MP4 whose frames are evenly timed and all shown; any other file is
     read to its end, packet by packet, without decoding. Raises VideoError as `probe_video` does.
     """
+    return _look(path, trust_header)[0]
+
+
+def _look(path: Path, trust_header: bool) -> tuple[FrameTable, VideoProbe | None]:
+    """The table of a file's frames, and what is known of the file if its packets were read."""
     try:
         found = os.stat(path)
     except OSError as error:
         raise VideoError(path, f"cannot be read: {error.strerror}") from error
-    return _frame_table(str(path), found.st_size, found.st_mtime_ns, trust_header)
+    return _look_at(str(path), found.st_size, found.st_mtime_ns, trust_header)
 
 
 @lru_cache(maxsize=KEPT_TABLES)
-def _frame_table(path: str, file_bytes: int, modified_ns: int, trust_header: bool) -> FrameTable:
-    import av
-
-    if file_bytes == 0:
-        raise VideoError(Path(path), "empty file")
-    try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise VideoError(Path(path), "no video stream")
-            stream = container.streams.video[0]
-            table = _from_header(Path(path), stream, file_bytes) if trust_header else None
-            return table or _from_packets(Path(path), container, stream)
-    except av.error.FFmpegError as error:
-        raise VideoError(Path(path), f"not a readable video: {error.strerror}") from error
-    except OSError as error:
-        raise VideoError(Path(path), f"cannot be read: {error.strerror}") from error
+def _look_at(
+    path: str, file_bytes: int, modified_ns: int, trust_header: bool
+) -> tuple[FrameTable, VideoProbe | None]:
+    with _opened(Path(path)) as (container, stream):
+        # Only these headers say when frames are shown; an AVI's B-frames, say, lie elsewhere than its index.
+        if trust_header and "mp4" in container.format.name:
+            table = _from_header(Path(path), stream, file_bytes)
+            if table is not None:
+                return table, None
+        packets = _read_packets(Path(path), container, stream)
+        return _from_packets(packets, container, stream), _probe(packets, container, stream)
 
 
 def _from_header(path: Path, stream: Any, file_bytes: int) -> FrameTable | None:
@@ -197,12 +210,53 @@ def _from_header(path: Path, stream: Any, file_bytes: int) -> FrameTable | None:
     return FrameTable(len(rows), shown_at, shown_at[rows[:, 2] > 0], float(stream.time_base), True)
 
 
-def _from_packets(path: Path, container: Any, stream: Any) -> FrameTable:
+def _from_packets(packets: _Packets, container: Any, stream: Any) -> FrameTable:
     import numpy as np
 
+    known = sorted({time for time in packets.times if time is not None})
+    # An AVI has no times of showing: what its packets say is the order in which they are decoded.
+    made_up = container.format.name == "avi" and stream.codec_context.has_b_frames
+    if made_up or len(known) < len(packets.times):  # or some have no time, or two have the same
+        return FrameTable(len(packets.times), None, None, 0.0, False)
+    keys_at = np.array(sorted(key for key in packets.keys if key is not None), np.int64)
+    return FrameTable(len(known), np.array(known, np.int64), keys_at, float(stream.time_base), False)
+
+
+def _probe(packets: _Packets, container: Any, stream: Any) -> VideoProbe:
+    name: str = container.format.name
+    is_image = name == "image2" or name.endswith("_pipe")
+    rate = None if is_image else stream.average_rate  # a made-up one
+    return VideoProbe(
+        width_px=stream.codec_context.width,
+        height_px=stream.codec_context.height,
+        fps=float(rate) if rate else None,
+        frames=len(packets.times),
+        hidden_frames=packets.hidden,
+        header_frames=stream.frames or None,
+        container=name,
+    )
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """When the frames to be shown are shown, when the key frames are, and how many others the file holds."""
+
+    times: list[int | None]
+    keys: list[int | None]
+    hidden: int
+
+
+def _read_packets(path: Path, container: Any, stream: Any) -> _Packets:
+    """Read a file to its end, without decoding.
+
+    Hidden are frames that an edit list cuts away, and, in a file that was cut in the middle of a group of
+    pictures, those before the first key frame, and those that are shown before it: they need pictures that
+    are no longer there. A file without a key frame hides none. Raises VideoError for a file that is cut short
+    or has no frames.
+    """
     times: list[int | None] = []
     keys: list[int | None] = []
-    hidden = 0
+    hidden = orphans = 0
     promised = _promised_frames(container, stream)
     for packet in container.demux(stream):
         if packet.size == 0:
@@ -210,17 +264,19 @@ def _from_packets(path: Path, container: Any, stream: Any) -> FrameTable:
         if packet.is_corrupt:
             raise VideoError(path, cut_short(len(times) + hidden, promised))
         if packet.is_keyframe:
+            if not keys:
+                orphans = len(times)
             keys.append(packet.pts)
-        if packet.is_discard:
+        early = len(keys) == 1 and None not in (packet.pts, keys[0]) and packet.pts < keys[0]
+        if packet.is_discard or early:
             hidden += 1
         else:
             times.append(packet.pts)
+    if orphans < len(times):
+        hidden += orphans
+        del times[:orphans]
     if not times:
         raise VideoError(path, "no frames")
     if len(times) + hidden < promised:
         raise VideoError(path, cut_short(len(times) + hidden, promised))
-    known = sorted({time for time in times if time is not None})
-    if len(known) < len(times):  # some have no time, or two have the same
-        return FrameTable(len(times), None, None, 0.0, False)
-    keys_at = np.array(sorted(key for key in keys if key is not None), np.int64)
-    return FrameTable(len(times), np.array(known, np.int64), keys_at, float(stream.time_base), False)
+    return _Packets(times, keys, hidden)

@@ -16,6 +16,7 @@ from salt.store import store_path
 if TYPE_CHECKING:
     from salt.data_bench import DataBench
     from salt.duplicates import Duplicates
+    from salt.pack import PackSize
     from salt.scan import ScanRow
 
 
@@ -122,25 +123,18 @@ def clip_of_options(arguments: argparse.Namespace) -> ClipSpec:
 
 
 def pack(arguments: argparse.Namespace) -> int:
-    from salt.pack import pack_list, pack_size
+    from salt.pack import pack_list
 
-    clip, cache, quiet = clip_of_options(arguments), _cache(arguments), arguments.json
-    if not quiet:
-        size = pack_size(arguments.list, clip, cache)
-        if not size.exists:
-            print(
-                f"{size.files} files, {size.clips} clips: {_bytes(size.pixel_bytes)}; "
-                f"{_bytes(size.free_bytes)} are free",
-                file=sys.stderr,
-            )
+    quiet = arguments.json
     done = pack_list(
         arguments.list,
-        clip,
-        cache,
+        clip_of_options(arguments),
+        _cache(arguments),
         workers=arguments.workers,
         limit_s=arguments.limit_s,
         max_bad_share=arguments.max_bad / 100,
         show_progress=not quiet,
+        foretell=None if quiet else _print_size,
     )
     if quiet:
         _print_json(done)
@@ -152,9 +146,18 @@ def pack(arguments: argparse.Namespace) -> int:
     else:
         took = f"{done.wall_s:.1f} s, {done.clips_per_s:.3g} clips/s"
     print(f"{done.clips} clips of {done.files} files, {_bytes(done.pixel_bytes)}, "
-          f"{len(done.skipped)} files skipped: {took}")  # fmt: skip
+          f"{_count(len(done.skipped), 'file', 's')} skipped: {took}")  # fmt: skip
     print(done.folder)
     return 0
+
+
+def _print_size(size: PackSize) -> None:
+    if not size.exists:
+        print(
+            f"{_count(size.files, 'file', 's')}, {_count(size.clips, 'clip', 's')}: "
+            f"{_bytes(size.pixel_bytes)}; {_bytes(size.free_bytes)} are free",
+            file=sys.stderr,
+        )
 
 
 def bench(arguments: argparse.Namespace) -> int:

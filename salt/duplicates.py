@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salt.clips import Clips, find_packs
-from salt.container import VideoError, frame_table
+from salt.container import VideoError
 from salt.errors import UserError
 from salt.images import is_image, read_image
 from salt.isolate import run_isolated
 from salt.lists import VideoList, data_spec, read_list
 from salt.progress import progress
 from salt.resize import BT601_LUMA
-from salt.seeking import read_at
+from salt.seeking import read_chosen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,8 +145,7 @@ def hash_file(path: Path) -> tuple[tuple[int, ...], bool] | str:
     try:
         if is_image(path):
             return hash_frames(np.repeat(read_image(path, 16 * COLUMNS)[None], PLACES, axis=0))
-        table = frame_table(path)
-        return hash_frames(read_at(path, table, _places(table.frames), 16 * COLUMNS))
+        return hash_frames(read_chosen(path, lambda table: _places(table.frames), 16 * COLUMNS))
     except VideoError as error:
         return error.reason
 

@@ -5,13 +5,25 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from salt.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: The disk, the quota or the largest file that is allowed is full; and a place that cannot be written to.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_PLACE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR}
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +50,7 @@ def publish(building: Path, folder: Path) -> None:
     A folder is finished if it has `index.json`, which builders write last.
     """
     aside = building.with_name(f"{building.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)  # of a builder that was killed just here
     if folder.exists():
         # It is broken, or, on a file system without locks, another builder's equal one.
         os.rename(folder, aside)
@@ -65,13 +78,39 @@ def require_room(folder: Path, needed_bytes: int, what: str) -> None:
         )
 
 
-def reserve(target: Path, what: str) -> None:
-    """Claim a file's disk space now: a memory map that meets a full disk later kills the process, mute."""
-    size = target.stat().st_size
-    with open(target, "rb+") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise UserError(f"no room for {size / 1e9:.2f} GB of {what} in {target.parent.parent}") from error
+def new_array(target: Path, shape: tuple[int, ...], what: str) -> NDArray[np.uint8]:
+    """A new file with a uint8 array, memory-mapped, its disk space claimed.
+
+    A memory map that meets a full disk later kills the process, mute. Raises UserError if there is no room.
+    """
+    import numpy as np
+
+    size = math.prod(shape)
+    require_room(target.parent, size, what)
+    try:
+        array = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+        with open(target, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UserError(
+            f"no room for {size / 1e9:.2f} GB of {what} in {target.parent.parent} ({error.strerror}): free "
+            "some, choose another store, or store fewer or smaller clips"
+        ) from error
+    return array
+
+
+@contextmanager
+def said_of(folder: Path) -> Iterator[None]:
+    """What keeps us from writing in a folder as a UserError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM | _NO_PLACE:
+            raise
+        raise UserError(
+            f"cannot write in {folder}: {error.strerror} ({error.filename or folder}); free some room there, "
+            "ask for the right to write, or choose another store"
+        ) from error

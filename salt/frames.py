@@ -128,9 +128,9 @@ def _refuse_repeats(times_s: NDArray[np.float64], numbers: NDArray[np.int64], ra
 
     repeats = np.flatnonzero(np.diff(numbers) == 0)
     if len(repeats):
-        number = int(numbers[repeats[0]])
-        mean = (len(times_s) - 1) / float(times_s[-1] - times_s[0])
+        number, video_s = int(numbers[repeats[0]]), float(times_s[-1] - times_s[0])
+        rate = f"{(len(times_s) - 1) / video_s:.3g} frames per second on average" if video_s else "one frame"
         raise ValueError(
             f"slower than asked: one frame, at {times_s[number] - times_s[0]:.3g} s, would stand for two "
-            f"moments at frame_rate_hz {rate_hz:g} (the file has {mean:.3g} frames per second on average)"
+            f"moments at frame_rate_hz {rate_hz:g} (the file has {rate})"
         )

@@ -46,7 +46,11 @@ def read_image(path: Path, short_px: int | None = None) -> NDArray[np.uint8]:
             if short_px is not None:
                 # A JPEG is decoded at a half, a quarter or an eighth where that is still large enough.
                 opened.draft("RGB", (short_px, short_px))
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I;16"):
+                # Pillow would cut 16 bits off at 255: the upper byte is what it takes of 16-bit colours.
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            upright = upright.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise VideoError(path, f"not a readable image: {error}") from error
     scale = 1.0 if short_px is None else short_px / min(upright.size)

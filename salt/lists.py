@@ -235,7 +235,7 @@ def _identity(folder: Path, written: str) -> str:
     normal = os.path.normpath(written)
     if os.path.isabs(normal):
         inside = os.path.relpath(normal, os.path.abspath(folder))
-        normal = normal if inside.startswith("..") else inside
+        normal = normal if inside == ".." or inside.startswith(f"..{os.sep}") else inside
     return normal.replace(os.sep, "/")
 
 

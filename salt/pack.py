@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from salt.clip_build import store_bytes
 from salt.clips import clips_path, load_clips, open_clips
-from salt.lists import data_spec, read_list
+from salt.lists import VideoList, data_spec, read_list
 from salt.specs import ClipSpec
 
 
@@ -40,9 +41,8 @@ class Packed:
     skipped: tuple[tuple[str, str], ...]
 
 
-def pack_size(path: Path, clip: ClipSpec, cache: Path) -> PackSize:
-    """Size of a pack, and the free bytes of the disk it would be on. Raises UserError for a bad list."""
-    videos = read_list(path)
+def pack_size(videos: VideoList, clip: ClipSpec, cache: Path) -> PackSize:
+    """Size of a pack, and the free bytes of the disk it would be on."""
     fingerprint = data_spec(videos, "list").fingerprint
     disk = Path(cache).absolute()
     while not disk.exists():
@@ -65,14 +65,28 @@ def pack_list(
     limit_s: float,
     max_bad_share: float,
     show_progress: bool,
+    foretell: Callable[[PackSize], None] | None = None,
 ) -> Packed:
-    """Decode a list into `cache`, or find it there. Raises UserError as `open_clips` does."""
-    exists = pack_size(path, clip, cache).exists
+    """Decode a list into `cache`, or find it there; the size goes to `foretell` first.
+
+    Raises UserError for a bad list, and as `open_clips` does.
+    """
+    videos = read_list(path)
+    size = pack_size(videos, clip, cache)
+    if foretell is not None:
+        foretell(size)
     begun = time.monotonic()
     clips = open_clips(
-        path, clip, cache, workers, show_progress, max_bad_share=max_bad_share, limit_s=limit_s
+        path,
+        clip,
+        cache,
+        workers,
+        show_progress,
+        max_bad_share=max_bad_share,
+        limit_s=limit_s,
+        videos=videos,
     )
-    wall_s = None if exists else time.monotonic() - begun
+    wall_s = None if size.exists else time.monotonic() - begun
     return Packed(
         list=str(path),
         folder=str(clips_path(cache, clips.fingerprint, clip)),

@@ -7,11 +7,11 @@ from its beginning and frames are counted. Nothing stays open: a decoder never c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salt.container import FrameTable, VideoError, frame_table
+from salt.container import FrameTable, VideoError, frame_table, video_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,14 +21,40 @@ if TYPE_CHECKING:
 SEEK_OVER_FRAMES = 24
 
 
+def read_chosen(
+    path: Path, choose: Callable[[FrameTable], Sequence[int]], short_px: int | None = None
+) -> NDArray[np.uint8]:
+    """The frames whose numbers `choose` picks from a file's table, as `read_at` gives them.
+
+    It is asked again if the header's table turns out not to hold. Raises VideoError.
+    """
+    table = frame_table(path)
+    if table.from_header:
+        frames = _read(path, table, choose(table), short_px)
+        if frames is not None:
+            return frames
+        table = frame_table(path, trust_header=False)
+    return read_at(path, table, choose(table), short_px)
+
+
 def read_at(
     path: Path, table: FrameTable, numbers: Sequence[int], short_px: int | None = None
 ) -> NDArray[np.uint8]:
     """The frames with these numbers (any order, repeats too), upright RGB uint8 [len(numbers), H, W, 3].
 
     A short side above `short_px` is scaled down to it (swscale's bilinear filter, which averages where it
-    shrinks). Raises VideoError for frames that are not there or do not decode.
+    shrinks). `table` is not the header's (`read_chosen`). Raises VideoError for frames that are not there,
+    do not decode, or differ in size.
     """
+    frames = _read(path, table, numbers, short_px)
+    assert frames is not None, "the table is the header's"
+    return frames
+
+
+def _read(
+    path: Path, table: FrameTable, numbers: Sequence[int], short_px: int | None
+) -> NDArray[np.uint8] | None:
+    """The frames with these numbers; None if the header's table does not hold."""
     import av
     import numpy as np
 
@@ -38,8 +64,7 @@ def read_at(
     try:
         found = _by_time(path, table, wanted, short_px)
         if found is None and table.from_header:
-            table = frame_table(path, trust_header=False)
-            found = _by_time(path, table, wanted, short_px) if wanted[-1] < table.frames else None
+            return None
         if found is None:
             found = _by_count(path, wanted, short_px)
     except av.error.FFmpegError as error:
@@ -49,6 +74,10 @@ def read_at(
     missing = [number for number in wanted if number not in found]
     if missing:
         raise VideoError(path, f"frame {missing[0]} is past the end of what decodes")
+    sizes = sorted({picture.shape[1::-1] for picture in found.values()})
+    if len(sizes) > 1:
+        listed = " and ".join(f"{width}x{height}" for width, height in sizes)
+        raise VideoError(path, f"its frames are of different sizes: {listed}")
     return np.stack([found[number] for number in numbers])
 
 
@@ -63,8 +92,7 @@ def _by_time(
     number_of = {int(table.shown_at[number]): number for number in wanted}
     found: dict[int, NDArray[np.uint8]] = {}
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
+        stream = video_stream(container)
         for run in _runs(table, wanted):
             times = [int(table.shown_at[number]) for number in run]
             pictures = None
@@ -149,8 +177,7 @@ def _by_count(path: Path, wanted: list[int], short_px: int | None) -> dict[int, 
     left = set(wanted)
     found: dict[int, NDArray[np.uint8]] = {}
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
+        stream = video_stream(container)
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
                 raise VideoError(path, f"damaged: frame {number} does not decode cleanly")

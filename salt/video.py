@@ -7,7 +7,10 @@ known to go wrong:
   0.6.0; 16, 24, 32, 48, 96 and 144 with decord2 3.4.0): the frames come back sheared, or as an array of a
   wrong shape;
 - files with an edit list (cut without re-encoding), whose frame numbers decord takes from the uncut stream:
-  wrong frames, or a read that never returns.
+  wrong frames, or a read that never returns;
+- files that are neither MP4 nor Matroska: of AVI, MPEG transport and program streams, ASF and motion JPEG
+  decord 0.6.0 gives other frames than asked for, of GIF and bare H.264 none;
+- odd widths or heights, where decord's colours are off.
 
 Streamed clips, at random places of a file: PyAV seeks (`salt.seeking`), which opens the file once and was
 measured to be no slower than decord (`benchmarks/decode_speed.py`).
@@ -17,13 +20,14 @@ Readers are opened per clip, with one thread, and closed before the function ret
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salt.container import (
     DECORD_BAD_WIDTHS,
+    FrameTable,
     VideoError,
     VideoProbe,
     decodes_a_frame,
@@ -40,7 +44,7 @@ from salt.frames import (
 )
 from salt.images import is_image, read_image
 from salt.resize import BT601_LUMA, resize_square
-from salt.seeking import read_at
+from salt.seeking import read_at, read_chosen
 from salt.specs import ClipSpec
 
 if TYPE_CHECKING:
@@ -91,18 +95,11 @@ def read_clip(path: Path, clip: ClipSpec, place: float) -> NDArray[np.uint8]:
     import numpy as np
 
     if is_image(path):
-        return np.repeat(read_image(path, clip.store_px)[None], clip.frames, axis=0)
-    table = frame_table(path)
-    try:
-        if clip.frame_rate_hz is None:
-            start = start_at(place, last_start(table.frames, clip))
-            numbers, _ = pick_frames(table.frames, clip, start)
-        else:
-            times_s = _times_s(path)
-            numbers, _ = pick_by_time(times_s, clip, start_at(place, last_start_by_time(times_s, clip)))
-    except ValueError as error:
-        raise VideoError(path, str(error)) from error
-    return read_at(path, table, numbers, clip.store_px)
+        picture = read_image(path, clip.store_px)
+        return np.broadcast_to(picture, (clip.frames, *picture.shape))  # `crop` crops it once
+    return read_chosen(
+        path, lambda table: _choose(path, table, clip, lambda last: start_at(place, last))[0], clip.store_px
+    )
 
 
 def decode_clip(path: Path, clip: ClipSpec, start: int | None = None) -> NDArray[np.uint8]:
@@ -134,10 +131,7 @@ def decode_clips(path: Path, clip: ClipSpec) -> DecodedClip:
         still = _still(path, clip)
         return DecodedClip(np.repeat(still.frames[None], clips, axis=0), 0, 1)
     probe = probe_video(path)
-    if clip.frame_rate_hz is None:
-        last = last_start(probe.frames, clip)
-    else:
-        last = last_start_by_time(_times_s(path), clip)
+    last = _last_start(path, frame_table(path, trust_header=False), clip)
     done: dict[int, DecodedClip] = {}
     starts = spread_starts(last, clips)
     for start in starts:
@@ -156,22 +150,33 @@ def _still(path: Path, clip: ClipSpec) -> DecodedClip:
 
 
 def _decode_at(path: Path, clip: ClipSpec, probe: VideoProbe, start: int | None) -> DecodedClip:
-    try:
-        if clip.frame_rate_hz is None:
-            numbers, padded = pick_frames(probe.frames, clip, start)
-        else:
-            times_s = _times_s(path)
-            first = last_start_by_time(times_s, clip) // 2 if start is None else start
-            numbers, padded = pick_by_time(times_s, clip, first)
-    except ValueError as error:
-        raise VideoError(path, str(error)) from error
+    table = frame_table(path, trust_header=False)
+    numbers, padded = _choose(path, table, clip, lambda last: last // 2 if start is None else start)
     frames = read_frames(path, probe, numbers)
     return DecodedClip(resize_square(frames, clip.store_px, clip.channels), padded, probe.frames)
 
 
-def _times_s(path: Path) -> NDArray[np.float64]:
-    """When each frame is shown, by its own timestamp: the packets are read, not the header's index."""
-    times = frame_table(path, trust_header=False).times_s()
+def _choose(
+    path: Path, table: FrameTable, clip: ClipSpec, start_of: Callable[[int], int]
+) -> tuple[list[int], int]:
+    """Frame numbers of a clip and how many are padding; `start_of` the last possible start is its start."""
+    try:
+        start = start_of(_last_start(path, table, clip))
+        if clip.frame_rate_hz is None:
+            return pick_frames(table.frames, clip, start)
+        return pick_by_time(_times_s(path, table), clip, start)
+    except ValueError as error:
+        raise VideoError(path, str(error)) from error
+
+
+def _last_start(path: Path, table: FrameTable, clip: ClipSpec) -> int:
+    if clip.frame_rate_hz is None:
+        return last_start(table.frames, clip)
+    return last_start_by_time(_times_s(path, table), clip)
+
+
+def _times_s(path: Path, table: FrameTable) -> NDArray[np.float64]:
+    times = table.times_s()
     if times is None:
         raise VideoError(path, "its frames have no usable timestamps, which frame_rate_hz needs")
     return times

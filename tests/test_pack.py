@@ -96,7 +96,7 @@ def test_packing_says_what_it_skips_and_what_it_refuses(
     assert main([*argv, "--max-bad", "30"]) == 0
     printed = capsys.readouterr()
     assert "empty.mp4: empty file" in printed.err
-    assert "3 clips of 3 files, 3.07 kB, 1 files skipped" in printed.out
+    assert "3 clips of 3 files, 3.07 kB, 1 file skipped" in printed.out
     assert Path(printed.out.splitlines()[-1]).parent == tmp_path / "cache" / "clips"
     big = ["pack", str(folder / "good.csv"), "--store", str(tmp_path), "--clips-per-file", "1000000000"]
     assert main(big) == 2
