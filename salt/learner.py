@@ -12,18 +12,25 @@ from torch import nn
 
 from salt.flops import output_width, target_encoder
 from salt.linear import Linear
-from salt.masks import draw_group, draw_masks
+from salt.masks import draw_group, draw_steps
 from salt.objectives import distance, latent_targets, pixel_targets
 from salt.predictor import Predictor
 from salt.randomness import run_seed, torch_seed
 from salt.sizes import grid, patch_values
-from salt.specs import ModelSpec, RunSpec, VitSpec
+from salt.specs import MaskSpec, ModelSpec, RunSpec, VitSpec
 from salt.vit import Encoder, initialise, take_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from salt.masks import TokenLists
     from salt.specs import ClipSpec
+
+#: Clips whose masks are drawn in one go where a batch has fewer.
+WINDOW_CLIPS = 256
 
 
 def build_encoder(vit: VitSpec, model: ModelSpec, clip: ClipSpec, seed: int) -> Encoder:
@@ -151,6 +158,7 @@ class Learner:
         self.spec = spec
         self.grid = grid(spec.model, spec.clip)
         self.seed = run_seed(spec)
+        self._windows: dict[tuple[int, range], tuple[int, NDArray[np.int64], NDArray[np.int64]]] = {}
         self.objective = Objective(spec, classes)
         self.teacher: Encoder | None = None
         if spec.arm == "vjepa":
@@ -218,7 +226,7 @@ class Learner:
                     raise ValueError(f"masks[{index}]: clips {places} are not one group of {mask.keep_clips}")
                 drawn = draw_group(mask, self.grid, group, seed=self.seed, step=step, index=index)
             else:
-                drawn = draw_masks(mask, self.grid, places, seed=self.seed, step=step, index=index)
+                drawn = self._drawn(index, mask, step, places)
             visible, target = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1])
             shapes.setdefault((visible.shape[1], target.shape[1]), []).append((visible, target, index))
         numbers = None
@@ -231,6 +239,19 @@ class Learner:
             [torch.cat([t for _, t, _ in same]) for same in shapes.values()],
             numbers,
         )
+
+    def _drawn(self, index: int, mask: MaskSpec, step: int, places: range) -> TokenLists:
+        """One mask of these clips; small batches draw for a window of steps at once."""
+        window = max(1, WINDOW_CLIPS // self.spec.optim.batch_clips)
+        first = step - step % window
+        if self._windows.get((index, places), (-1,))[0] != first:
+            drawn = draw_steps(
+                mask, self.grid, places, seed=self.seed, steps=range(first, first + window), index=index
+            )
+            self._windows[index, places] = (first, *drawn)
+        _, visible, target = self._windows[index, places]
+        rows = slice((step - first) * len(places), (step - first + 1) * len(places))
+        return visible[rows], target[rows]
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -53,18 +53,29 @@ def draw_masks(
         UserError: the blocks cannot meet the counts.
         ValueError: the mask's counts depend on its group (`draw_group`).
     """
+    return draw_steps(mask, grid, places, seed=seed, steps=range(step, step + 1), index=index)
+
+
+def draw_steps(
+    mask: MaskSpec, grid: Grid, places: range | int, *, seed: int, steps: range, index: int
+) -> TokenLists:
+    """`draw_masks` of several steps at once, one after the other: int64 [steps * clips, visible] and target.
+
+    Small batches take most of their time for calls, which so are shared.
+    """
     import numpy as np
 
     if mask.keep != "fixed":
         raise ValueError(f"keep is {mask.keep}: the counts differ between groups, see draw_group")
     places = range(places) if isinstance(places, int) else places
-    key = np.uint64(stream_key(seed, "mask", step, index))
+    clips = np.arange(places.start, places.stop, places.step, dtype=np.uint64)
+    streams = np.array([stream_key(seed, "mask", step, index) for step in steps], dtype=np.uint64)
+    keys = hash64(streams[:, None], clips).ravel()
     draw = _draw_tubes if mask.kind == "tube" else _draw_blocks
-    parts = []
-    for start in range(0, max(1, len(places)), CHUNK_CLIPS):
-        part = places[start : start + CHUNK_CLIPS]
-        keys = hash64(key, np.arange(part.start, part.stop, part.step, dtype=np.uint64))
-        parts.append(draw(mask, grid, keys, f"masks[{index}]"))
+    parts = [
+        draw(mask, grid, keys[start : start + CHUNK_CLIPS], f"masks[{index}]")
+        for start in range(0, max(1, len(keys)), CHUNK_CLIPS)
+    ]
     if len(parts) == 1:
         return parts[0]
     return np.concatenate([visible for visible, _ in parts]), np.concatenate([target for _, target in parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -186,12 +187,17 @@ def initialise(module: nn.Module, kind: str, random: torch.Generator) -> None:
                 block.fc2.weight.div_(math.sqrt(2 * layer))
 
 
+@functools.lru_cache(maxsize=64)
+def _offsets(rows: int, batch: int, tokens: int, device: torch.device) -> torch.Tensor:
+    """Number of the first token of each row's clip, int64 [rows, 1]."""
+    return (torch.arange(rows, device=device) % batch * tokens)[:, None]
+
+
 def take_tokens(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Tokens of each clip: x [B, N, D], index [k * B, n] (k masks stacked) -> [k * B, n, D].
 
     One `index_select` over all tokens: three times faster than `gather` with an expanded index.
     """
     batch, tokens, width = x.shape
-    clip = torch.arange(len(index), device=x.device) % batch
-    flat = (index + clip[:, None] * tokens).flatten()
+    flat = (index + _offsets(len(index), batch, tokens, x.device)).flatten()
     return x.reshape(-1, width).index_select(0, flat).view(*index.shape, width)
