@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 LEAST_ACCEPTANCE = 0.05
 #: Layouts drawn to estimate that.
 LAYOUTS = 2000
+#: Blocks of a union at most: every one costs time in every draw, and this many of one cell cover any grid.
+MOST_BLOCKS = 1000
 #: V-JEPA 2 trains with 24 clips a device; that many device batches give the mean to about 1 % of the clip.
 CLIPS_PER_DEVICE = 24
 DEVICE_BATCHES = 1000
@@ -252,6 +254,8 @@ def check_masks(masks: tuple[MaskSpec, ...], grid: Grid, batch_clips: int | None
     for index, mask in enumerate(masks):
         where = f"masks[{index}]"
         counts = check_mask(mask, grid, where)
+        if mask.blocks > MOST_BLOCKS:
+            counts.append(f"{where}.blocks is {mask.blocks}: {MOST_BLOCKS} at most, each with a larger scale")
         problems += counts
         if not counts and acceptance(mask, grid) < LEAST_ACCEPTANCE:
             problems.append(_refusal(mask, grid, where))

@@ -265,6 +265,7 @@ def test_statistics_are_those_of_the_run() -> None:
         ((4, 4, 4), mask_of(context_frames=2), "no meaning for kind blocks"),
         ((4, 4, 4), mask_of(17, 9, kind="causal", context_frames=1), "the 16 of the first 1 time steps"),
         ((4, 4, 4), mask_of(16, 9, kind="causal", context_frames=1), "and 1 context frames leave"),
+        ((4, 4, 4), mask_of(blocks=10**9, scale=0.01), "1000 at most"),
         ((4, 4, 4), mask_of(6, 8, kind="tube"), "as 4 or 8"),
         ((4, 4, 4), cut(mask_of(4, 8, kind="tube")), "equal counts"),
     ],
