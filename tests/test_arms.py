@@ -26,6 +26,7 @@ from salt.checkpoint import load_newest
 from salt.flops import encode_flops, run_cost, step_cost
 from salt.learner import Learner, Outcome
 from salt.metrics import last_row, read_metrics
+from salt.shard import recompilations
 from salt.sizes import SIZES
 from salt.specs import RunSpec, spec_id
 from salt.store import RunDir, pretty_json
@@ -126,6 +127,17 @@ CASES: dict[str, Callable[[Lists], list[RunSpec]]] = {
             teacher=teacher,
             objective={"teacher_layer": 1, "target_layer_norm": False},
             optim={"clip_scope": "module", "clip_in_warmup": False},
+        ),
+    ],
+    "salt, cached views of two clips a file": lambda lists: [
+        teacher := run_spec("random", data_of(lists.mixed), clip=RESIZED, size=SIZES["micro"]),
+        run_spec(
+            "salt",
+            data_of(lists.mixed),
+            clip=RESIZED,
+            teacher=teacher,
+            cached_views=2,
+            objective={"pixel_weight": 0.5},
         ),
     ],
     "vjepa, short and long": lambda lists: [run_spec("vjepa", data_of(lists.videos))],
@@ -424,8 +436,20 @@ def test_collapse_is_told_from_a_frozen_random_teacher(
         data_of(lists.videos),
         teacher=teacher if arm == "salt" else None,
         objective={"ema_start": 0.0, "ema_end": 0.0},
-        optim={"lr": 20 * 1e-3},
+        optim={"lr": 20 * 3e-3},
         steps=300,
     )
     ended = store.run(spec, log_every_steps=10, checkpoint_every_steps=300)
     assert ("warning: collapse at step" in ended.err) is warned, ended.err
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch has deprecated
+def test_compiled_blocks_train_the_same_and_compile_once(
+    lists: Lists, stores: tuple[Store, Store, Store], tmp_path: Path
+) -> None:
+    spec = run_spec("vjepa", data_of(lists.videos), masks=(SHORT,))
+    plain = trained(stores[0], [spec])
+    compiled = Store(tmp_path / "store", (lists.videos,)).take(stores[0]).run(spec, compile=True)
+    assert compiled.err == "", "graphs were compiled after the first step"
+    np.testing.assert_allclose(compiled.losses, plain.losses, atol=1e-4, rtol=0)
+    assert recompilations() > 0
