@@ -216,7 +216,11 @@ def _batch(
 def _accuracies(
     probes: list[AttentiveProbe], split: Split, scaling: Scaling, vit: VitSpec, device: str
 ) -> list[float]:
-    """Share of clips that each probe gets right; the probabilities of a clip's views are averaged."""
+    """Share of clips that each probe gets right; the probabilities of a clip's views are averaged.
+
+    A clip whose probabilities are not numbers, as after a rate that was too high, is not got right: `argmax`
+    would name the first class.
+    """
     right = [0] * len(probes)
     count, views = split.tokens.shape[:2]
     piece = min(clips_at_once(device), _clips_that_fit(vit, len(probes[0].blocks) + 1, split.tokens.shape[2]))
@@ -224,14 +228,14 @@ def _accuracies(
         chosen = np.arange(start, min(start + piece, count))
         totals: list[torch.Tensor | None] = [None] * len(probes)
         for view in range(views):
-            ((tokens, labels),) = _batch(split, chosen, np.full(count, view), scaling, piece, device)
+            ((tokens, labels),) = _batch(split, chosen, np.full(len(chosen), view), scaling, piece, device)
             for place, probe in enumerate(probes):
                 likely = probe(tokens).softmax(dim=1)
                 before = totals[place]
                 totals[place] = likely if before is None else before + likely
         for place, total in enumerate(totals):
             assert total is not None
-            right[place] += int((total.argmax(dim=1) == labels).sum())
+            right[place] += int((total.isfinite().all(dim=1) & (total.argmax(dim=1) == labels)).sum())
     return [number / count for number in right]
 
 

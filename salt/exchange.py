@@ -6,20 +6,20 @@ network, no pickle, and not the transformers package.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from salt.errors import UserError
+from salt.errors import RunFailed, UserError
+from salt.hf_folder import CONFIG, INDEX, WEIGHTS, normalisation_remarks, read_float32
 from salt.hf_weights import (
     ROPE_BASE,
     config_of,
     encoder_from_hf,
     encoder_to_hf,
-    hf_names,
     hf_shapes,
     model_spec,
     predictor_from_hf,
@@ -40,13 +40,12 @@ from salt.specs import (
 )
 from salt.store import RunDir, pretty_json, write_atomically
 from salt.tensor_names import misfits, plain_names, shapes
+from salt.writable import make_folder
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG, WEIGHTS, INDEX, NOTE = "config.json", "model.safetensors", "model.safetensors.index.json", "salt.json"
-#: Where a folder says how its videos are normalised; the first one that is there counts.
-PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
+NOTE = "salt.json"
 
 
 class ExportNote(Spec, kw_only=True):
@@ -136,6 +135,7 @@ def export_run(run: RunDir, folder: Path) -> Exported:
     data = encode(
         {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, metadata={"format": "pt"}
     )
+    make_folder(folder, "--out")
     write_atomically(folder / WEIGHTS, data)
     write_atomically(folder / CONFIG, pretty_json(config_of(spec.model, spec.clip, tokens)))
     write_atomically(folder / NOTE, pretty_json(note))
@@ -222,7 +222,7 @@ def import_folder(
         problems.append(f"clip.channels {clip.channels}: the weights are for {config.in_chans}")
     if problems:
         raise UserError(f"{folder}: {'; '.join(problems)}")
-    tensors = _read_weights(folder, drop)
+    tensors, remarks = read_float32(folder, drop)
     has_predictor = any(key.startswith("predictor.") for key in tensors)
     problem = misfits(shapes(tensors), hf_shapes(config, has_predictor))
     if problem is not None:
@@ -230,10 +230,8 @@ def import_folder(
             f"{folder}: weights do not fit {CONFIG}: {problem}. Nothing is loaded in part; "
             "--drop PREFIX leaves out weights by the beginning of their name"
         )
-    tensors, remarks = _as_float32(tensors)
-    remarks += _normalisation(folder, clip)
+    remarks += normalisation_remarks(folder, clip)
     weights = encoder_from_hf(tensors, model)
-    digest = weights_sha256(weights)
     spec = RunSpec(
         arm="external",
         seed=0,
@@ -242,44 +240,83 @@ def import_folder(
         clip=clip,
         data=DataSpec(name="unknown", fingerprint=DECLARED, clips=1),
         masks=(),
-        external=ExternalRef(format="hf", model=config.model_type, weights_sha256=digest),
+        external=ExternalRef(format="hf", model=config.model_type, weights_sha256=weights_sha256(weights)),
     )
     run = RunDir(store, spec_id(spec))
     if not has_predictor:
         remarks.append("the folder has no predictor: the run is its encoder alone")
-    already = run.result.exists() and run.artefact.exists()
     predictor = predictor_from_hf(tensors, model) if has_predictor else None
-    if already:
-        kept, _ = _predictor(run, spec)
-        if predictor is not None and (kept is None or weights_sha256(kept) != weights_sha256(predictor)):
-            remarks.append("the folder's predictor is not the one that the run has: the run's stays")
-    else:
+    already = _is_there(run, spec, remarks)
+    if already and predictor is not None and _has_predictor(run, spec, predictor, remarks):
+        predictor = None
+    if not already or predictor is not None:
+        make_folder(run.path, "the run's folder")
         try:
             claim = Claim.acquire(run)
         except ClaimHeld as held:
             raise UserError(f"{held}: wait for it, or stop it") from held
         with claim:
-            _write_run(run, spec, weights, predictor, {"imported_from": str(folder), "name": name})
+            if predictor is not None:
+                _write_predictor(run, predictor)
+            if not already:
+                _write_run(run, spec, weights, {"imported_from": str(folder), "name": name})
     return Imported(run=run, spec=spec, already_there=already, remarks=tuple(remarks))
+
+
+def _is_there(run: RunDir, spec: RunSpec, remarks: list[str]) -> bool:
+    """Whether the run is whole. One with a damaged file is not; a remark says so, and it is written again."""
+    from salt.artefact import read_weights
+
+    if not (run.result.exists() and run.artefact.exists()):
+        return False
+    try:
+        read_weights(run, spec)
+        return run.read_spec() == spec
+    except (RunFailed, UserError, OSError) as damage:
+        remarks.append(f"the run was there, but damaged, and is written again ({damage})")
+        return False
+
+
+def _has_predictor(
+    run: RunDir, spec: RunSpec, predictor: dict[str, torch.Tensor], remarks: list[str]
+) -> bool:
+    """Whether a run has a predictor already, which then stays; a remark if it is not this one."""
+    from salt.artefact import weights_sha256
+
+    try:
+        kept, _ = _predictor(run, spec)
+    except RunFailed as damage:
+        remarks.append(f"the run's predictor was damaged and is written again ({damage})")
+        return False
+    if kept is None:
+        remarks.append("the run was there without a predictor: the folder's is added")
+        return False
+    if weights_sha256(kept) != weights_sha256(predictor):
+        remarks.append("the folder's predictor is not the one that the run has: the run's stays")
+    return True
+
+
+def _write_predictor(run: RunDir, predictor: dict[str, torch.Tensor]) -> None:
+    """As the run's checkpoint at step 0, where an export looks for it."""
+    from salt import checkpoint
+
+    state = {f"predictor.{name}": tensor for name, tensor in predictor.items()}
+    origin = checkpoint.Origin()
+    checkpoint.save(run, checkpoint.pack(run, 0, state, attempt=1, train_wall_s=0.0, origin=origin))
 
 
 def _write_run(
     run: RunDir,
     spec: RunSpec,
     weights: dict[str, torch.Tensor],
-    predictor: dict[str, torch.Tensor] | None,
     provenance: dict[str, str | None],
 ) -> None:
-    from salt import checkpoint
     from salt.artefact import write_weights
+    from salt.checkpoint import Origin
 
-    origin = checkpoint.Origin()
     write_atomically(run.spec, pretty_json(spec))
     write_atomically(run.env, pretty_json({"attempts": [provenance]}))
-    if predictor is not None:
-        state = {f"predictor.{name}": tensor for name, tensor in predictor.items()}
-        checkpoint.save(run, checkpoint.pack(run, 0, state, attempt=1, train_wall_s=0.0, origin=origin))
-    write_weights(run, spec, weights, "student", origin)
+    write_weights(run, spec, weights, "student", Origin())
     assert spec.external is not None
     result = RunResult(
         run_id=run.run_id,
@@ -297,85 +334,3 @@ def _write_run(
         epochs=0.0,
     )
     write_atomically(run.result, pretty_json(result))
-
-
-def _read_weights(folder: Path, drop: Sequence[str]) -> dict[str, torch.Tensor]:
-    """All weights of a folder, whole or in shards, under the names of a `VJEPA2Model`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    for file, names in _files(folder).items():
-        try:
-            part = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: cannot be read as safetensors: {error}") from error
-        absent = sorted((names or set()) - set(part))
-        if absent:
-            raise UserError(f"{file}: {INDEX} looks for {absent[0]} there and it is not")
-        tensors |= part if names is None else {name: part[name] for name in names}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(drop))}
-    try:
-        return hf_names(plain_names(tensors))
-    except ValueError as error:
-        raise UserError(f"{folder}: {error}") from error
-
-
-def _files(folder: Path) -> dict[Path, set[str] | None]:
-    """Files of weights and the names that are wanted of each (None: all)."""
-    if (folder / WEIGHTS).exists():
-        return {folder / WEIGHTS: None}
-    if not (folder / INDEX).exists():
-        raise UserError(
-            f"{folder}: neither {WEIGHTS} nor {INDEX} is there; other formats (pickles) are not read: "
-            "save the model with `save_pretrained`"
-        )
-    try:
-        places = msgspec.json.decode((folder / INDEX).read_bytes(), type=dict[str, msgspec.Raw])
-        shards = msgspec.json.decode(places["weight_map"], type=dict[str, str])
-    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / INDEX}: not an index of shards: {error!r}") from error
-    found: dict[Path, set[str] | None] = {}
-    for name, file in shards.items():
-        if Path(file).name != file:
-            raise UserError(f"{folder / INDEX}: {file!r} is not a file of this folder")
-        names = found.setdefault(folder / file, set())
-        assert names is not None
-        names.add(name)
-    return found
-
-
-def _as_float32(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Half-precision weights in float32, which holds them exactly; any other type is a `UserError`."""
-    import torch
-
-    kinds = {tensor.dtype for tensor in tensors.values()}
-    odd = kinds - {torch.float32, torch.float16, torch.bfloat16}
-    if odd:
-        raise UserError(f"weights of type {odd.pop()} cannot be imported: save them as float32")
-    half = kinds - {torch.float32}
-    remarks = []
-    if half:
-        remarks.append(f"weights are {', '.join(sorted(map(str, half)))}: kept, and exported, as float32")
-    return {name: tensor.float() for name, tensor in tensors.items()}, remarks
-
-
-def _normalisation(folder: Path, clip: ClipSpec) -> list[str]:
-    """A remark if the folder's processor normalises pixels otherwise than the clip does."""
-    path = next((folder / name for name in PROCESSORS if (folder / name).exists()), None)
-    if path is None:
-        return []
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
-        mean, std = (
-            msgspec.json.decode(found[key], type=tuple[float, ...]) for key in ("image_mean", "image_std")
-        )
-    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        return [f"{path} does not say how pixels are normalised ({error!r})"]
-    ours = [value if isinstance(value, tuple) else (value,) * len(mean) for value in (clip.mean, clip.std)]
-    if ours == [mean, std]:
-        return []
-    return [
-        f"{path.name} normalises pixels by mean {list(mean)} and deviation {list(std)}, the clip by "
-        f"{clip.mean} and {clip.std}: give --mean and --std if the weights need theirs"
-    ]

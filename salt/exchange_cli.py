@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,12 @@ _EXAMPLES = """examples:
 
 def _numbers(text: str) -> float | list[float]:
     """One number, or several between commas."""
-    values = [float(part) for part in text.split(",")]
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: one number, or three between commas") from None
+    if not all(math.isfinite(value) for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be finite")
     return values[0] if len(values) == 1 else values
 
 
@@ -143,10 +149,10 @@ def run_import(arguments: argparse.Namespace, store: Path) -> int:
 
 def _read_clip(path: Path) -> ClipSpec:
     """A clip from its own JSON, or from that of the run spec that it is part of."""
-    if not path.exists():
-        raise UserError(f"--clip {path}: no such file")
     try:
         data = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+    except OSError as error:
+        raise UserError(f"--clip {path}: cannot be read ({error.strerror})") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--clip {path}: not a JSON object: {error}") from error
     if "clip" not in data:

@@ -77,9 +77,13 @@ def arrange_frames(
     return np.repeat(crops[:, place : place + 1], time, axis=1)
 
 
-def shuffled_orders(seed: int, count: int, time: int) -> NDArray[np.int64]:
-    """A random order of the frames of each clip, int64 [count, time]; the same for all encoders."""
-    return generator(seed, "shuffled frames").random((count, time)).argsort(axis=1)
+def shuffled_orders(seed: int, split: str, count: int, time: int) -> NDArray[np.int64]:
+    """A random order of the frames of each clip, int64 [count, time]; the same for all encoders.
+
+    Every split has its own: were the n-th clips of two lists shuffled alike, lists in the same order of
+    labels would tell labels by the order of frames.
+    """
+    return generator(seed, f"shuffled frames {split}").random((count, time)).argsort(axis=1)
 
 
 @torch.no_grad()
@@ -180,10 +184,11 @@ class Sums:
 
     def add(self, encoded: torch.Tensor) -> None:
         """encoded [n, layers, tokens, D]"""
-        total = encoded.sum(dim=(0, 2), dtype=torch.float64)
-        squares = encoded.square().sum(dim=(0, 2), dtype=torch.float64)
-        self.total = total if self.total is None else self.total + total
-        self.squares = squares if self.squares is None else self.squares + squares
+        for clip in encoded:  # one at a time, squared in float64 too: rounded squares hide small deviations
+            wide = clip.double()
+            total, squares = wide.sum(dim=1), wide.square().sum(dim=1)
+            self.total = total if self.total is None else self.total + total
+            self.squares = squares if self.squares is None else self.squares + squares
         self.count += encoded.shape[0] * encoded.shape[2]
         self.tokens = encoded.shape[2]
 

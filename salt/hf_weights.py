@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -44,27 +44,33 @@ _PREDICTOR = {
 _MASK_TOKENS = "predictor.embeddings.mask_tokens"
 
 
+#: No model is as wide as these; a number above is a mistake, and could not be computed with.
+_Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+_Depth = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+_Ratio = Annotated[float, msgspec.Meta(gt=0, le=1024)]
+
+
 class HfConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What we need of a `config.json`; a key that is not there has `VJEPA2Config`'s default."""
 
     model_type: str = ""
-    patch_size: int | tuple[int, int] = 16
-    crop_size: int = 256
-    frames_per_clip: int = 64
-    tubelet_size: int = 2
-    hidden_size: int = 1024
-    in_chans: int = 3
-    num_attention_heads: int = 16
-    num_hidden_layers: int = 24
-    mlp_ratio: float = 4.0
+    patch_size: _Count | Annotated[tuple[_Count, ...], msgspec.Meta(min_length=2, max_length=2)] = 16
+    crop_size: _Count = 256
+    frames_per_clip: _Count = 64
+    tubelet_size: _Count = 2
+    hidden_size: _Count = 1024
+    in_chans: _Count = 3
+    num_attention_heads: _Count = 16
+    num_hidden_layers: _Depth = 24
+    mlp_ratio: _Ratio = 4.0
     layer_norm_eps: float = NORM_EPS
     qkv_bias: bool = True
     hidden_act: str = "gelu"
-    pred_hidden_size: int = 384
-    pred_num_attention_heads: int = 12
-    pred_num_hidden_layers: int = 12
-    pred_num_mask_tokens: int = 10
-    pred_mlp_ratio: float = 4.0
+    pred_hidden_size: _Count = 384
+    pred_num_attention_heads: _Count = 12
+    pred_num_hidden_layers: _Depth = 12
+    pred_num_mask_tokens: _Count = 10
+    pred_mlp_ratio: _Ratio = 4.0
 
 
 def read_config(path: Path) -> HfConfig:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Rows of the matrix of cosines at once.
 ROWS = 1024
 
+#: Cosines are compared to this many decimals; products in float64 are good to a few more.
+COSINE_DECIMALS = 12
+
 Numbers = Mapping[str, "NDArray[np.int64]"]
 
 
@@ -40,10 +43,10 @@ class PlainProbes:
     """
 
     def __init__(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        mean, deviation = vectors["train"].mean(axis=0), vectors["train"].std(axis=0) + 1e-6
-        self.scaled = {
-            split: ((values - mean) / deviation).astype(np.float64) for split, values in vectors.items()
-        }
+        # All of it in float64: the float32 mean of a feature that never changes is not that feature.
+        train = vectors["train"].astype(np.float64)
+        mean, deviation = train.mean(axis=0), train.std(axis=0) + 1e-6
+        self.scaled = {split: (values - mean) / deviation for split, values in vectors.items()}
         self.clips, self.width = self.scaled["train"].shape
         self._near: dict[tuple[str, int], NDArray[np.int64]] = {}
 
@@ -92,11 +95,12 @@ class PlainProbes:
 
     def neighbours(self, spec: ProbeSpec, classes: int, numbers: Numbers) -> Best:
         """Majority of the k nearest training clips by cosine; k is chosen on `selection`, ties go to the
-        class that comes first.
+        class that comes first. A k above the number of training clips is passed over.
 
         FLOPs, as if this label were alone: the cosines.
         """
-        most = max(spec.neighbours)
+        grid = [k for k in spec.neighbours if k <= self.clips]
+        most = max(grid)
 
         def accuracy(split: str, k: int) -> float:
             named = numbers["train"][self._nearest(split, most)[:, :k]]  # [n, k]
@@ -104,7 +108,7 @@ class PlainProbes:
             np.add.at(votes, (np.arange(len(named))[:, None], named), 1)
             return float((votes.argmax(axis=1) == numbers[split]).mean())
 
-        best, k = _first_best([(accuracy("selection", k), k) for k in spec.neighbours])
+        best, k = _first_best([(accuracy("selection", k), k) for k in grid])
         compared = len(numbers["selection"]) + len(numbers["report"])
         flops = 2 * compared * self.clips * self.width
         return Best(accuracy("report", int(k)), best, {"neighbours": float(k)}, flops)
@@ -135,18 +139,31 @@ class PlainProbes:
         return directions
 
     def _nearest(self, split: str, most: int) -> NDArray[np.int64]:
-        """Training clips nearest to each clip of a split, nearest first, int64 [n, min(most, clips)]."""
-        most = min(most, self.clips)
+        """Training clips nearest to each clip of a split, nearest first, int64 [n, most].
+
+        Of clips equally near, such as copies of one, the first of the list is the nearer: cosines that differ
+        by rounding alone are equal here, so that neither processor nor place decides.
+        """
         if (split, most) in self._near:
             return self._near[split, most]
         found = []
         for start in range(0, len(self.scaled[split]), ROWS):
             cosines = self._directions[split][start : start + ROWS] @ self._directions["train"].T
-            near = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
-            ranked = np.take_along_axis(cosines, near, axis=1).argsort(axis=1)[:, ::-1]
-            found.append(np.take_along_axis(near, ranked, axis=1))
+            found.append(nearest_first(cosines.round(COSINE_DECIMALS), most))
         self._near[split, most] = np.concatenate(found)
         return self._near[split, most]
+
+
+def nearest_first(cosines: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """Columns of the `most` largest values of each row, largest first, equal ones in the order of columns."""
+    near = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+    least = np.take_along_axis(cosines, near[:, -1:], axis=1)
+    # More columns than wanted reach the least value: which of them were taken was a matter of chance.
+    tied = np.flatnonzero((cosines >= least).sum(axis=1) > most)
+    near[tied] = np.argsort(-cosines[tied], axis=1, kind="stable")[:, :most]
+    near.sort(axis=1)
+    ranked = np.argsort(-np.take_along_axis(cosines, near, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(near, ranked, axis=1)
 
 
 def _first_best(scored: list[tuple[float, float]]) -> tuple[float, float]:

@@ -48,6 +48,13 @@ class Chosen(NamedTuple):
     columns: dict[str, list[str]]
 
 
+class ClassNumbers(NamedTuple):
+    """A label as numbers."""
+
+    numbers: dict[str, NDArray[np.int64]]  # of each split, [n]
+    classes: int
+
+
 class Suite(NamedTuple):
     """What all steps of probing one encoder share."""
 
@@ -92,6 +99,7 @@ def run_probes(
     if problems:
         raise RunFailed("config", "; ".join(problems))
     chosen = {split: _chosen(spec, split, clips) for split in SPLITS}
+    numbers = {label: _class_numbers(label, chosen) for label in spec.labels}  # first: it can go wrong
     before = ""
     if encoder is not None:
         before = weights_sha256(encoder.state_dict())
@@ -101,7 +109,7 @@ def run_probes(
     label_free: dict[str, float] = {}
     for frames in spec.frames:
         features = _features(suite, frames)
-        scores += _scores(suite, frames, features)
+        scores += _scores(suite, frames, features, numbers)
         if frames == "ordered":
             label_free = _label_free(suite, features["report"])
         del features  # before the next ones are made: they can be large
@@ -188,7 +196,7 @@ def _read(
         videos = videos[: len(corners)]
     orders = None
     if frames == "shuffled":
-        orders = shuffled_orders(spec.seed, len(videos) * spec.segments, source.shape[1])
+        orders = shuffled_orders(spec.seed, split, len(videos) * spec.segments, source.shape[1])
     reading = Reading(
         frames=source, videos=videos, segments=spec.segments, corners=corners, order=frames, orders=orders
     )
@@ -198,12 +206,13 @@ def _read(
     )
 
 
-def _scores(suite: Suite, frames: Frames, features: dict[str, Features]) -> list[ProbeScore]:
+def _scores(
+    suite: Suite, frames: Frames, features: dict[str, Features], labels: Mapping[str, ClassNumbers]
+) -> list[ProbeScore]:
     """Scores of every label and kind on the features of one order of frames."""
     plain = PlainProbes({split: found.pooled() for split, found in features.items()})
     scores = []
-    for label in suite.spec.labels:
-        numbers, classes = _class_numbers(label, suite.chosen)
+    for label, (numbers, classes) in labels.items():
         counts = np.bincount(numbers["report"], minlength=classes)
         for kind in suite.spec.kinds:
             if kind == "attentive" and suite.encoder is None:
@@ -225,9 +234,18 @@ def _scores(suite: Suite, frames: Frames, features: dict[str, Features]) -> list
     return scores
 
 
-def _class_numbers(label: str, chosen: dict[str, Chosen]) -> tuple[dict[str, NDArray[np.int64]], int]:
-    """Class numbers of each split; a class that the training split lacks is an error."""
+def _class_numbers(label: str, chosen: dict[str, Chosen]) -> ClassNumbers:
+    """Class numbers of each split; a class that the training split lacks is an error, and so is a single one.
+
+    A class of the training split that others lack is none: their clips can still be taken for it.
+    """
     names = sorted(set(chosen["train"].columns[label]))
+    if len(names) < 2:
+        raise RunFailed(
+            "data",
+            f"label {label}: all {len(chosen['train'].videos)} training clips are {names[0]!r}; there is "
+            "nothing to tell apart",
+        )
     number = {name: place for place, name in enumerate(names)}
     for split in SPLITS:
         unknown = sorted(set(chosen[split].columns[label]) - set(names))
@@ -237,9 +255,8 @@ def _class_numbers(label: str, chosen: dict[str, Chosen]) -> tuple[dict[str, NDA
                 f"label {label}: class {unknown[0]!r} of the {split} clips is not among the training clips",
             )
     columns = {split: chosen[split].columns[label] for split in SPLITS}
-    return {split: np.array([number[name] for name in column]) for split, column in columns.items()}, len(
-        names
-    )
+    numbers = {split: np.array([number[name] for name in column]) for split, column in columns.items()}
+    return ClassNumbers(numbers, len(names))
 
 
 def _best(

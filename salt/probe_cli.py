@@ -7,13 +7,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from salt.errors import RunFailed, UserError
+from salt.probe_suite import read_suite
 from salt.specs import ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, read_json, write_atomically
+from salt.writable import make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from salt.result_specs import ProbeResult
     from salt.vit import Encoder
 
-SPLITS = ("train", "selection", "report")
 Branch = Literal["student", "ema"]
 #: What --branch means; None is the encoder that a run keeps.
 BRANCHES: dict[str | None, tuple[Branch | None, ...]] = {
@@ -104,6 +105,8 @@ def run_probe(arguments: argparse.Namespace, store: Path) -> int:
     for option in ("threads", "workers"):
         if getattr(arguments, option) < 1:
             raise UserError(f"--{option} {getattr(arguments, option)}: must be at least 1")
+    if arguments.step is not None and arguments.step < 0:
+        raise UserError(f"--step {arguments.step}: must be 0 or more")
     probe, lists = read_suite(arguments.spec)
     probe_id = spec_id(probe)
     runs, from_plan = _runs(store, arguments.target)
@@ -124,7 +127,10 @@ def run_probe(arguments: argparse.Namespace, store: Path) -> int:
     if missing:
         import torch
 
+        _refuse_device(arguments.device)
         torch.set_num_threads(arguments.threads)
+    for target in missing:
+        make_folder(target.path.parent, "probes of this run go to")
     opened: dict[tuple[str, bytes], Clips] = {}
     for number, target in enumerate(missing, start=1):
         print(f"probe {number} of {len(missing)}: {_name(target)}", file=sys.stderr)
@@ -133,50 +139,15 @@ def run_probe(arguments: argparse.Namespace, store: Path) -> int:
     return 0
 
 
-def read_suite(path: Path) -> tuple[ProbeSpec, dict[str, Path]]:
-    """A suite from its file, and its lists by fingerprint. Fingerprints and counts of lists are worked out.
-
-    The lists are named by their splits, as in a plan, so that equal suites have equal ids.
-    """
-    from salt.lists import data_spec, read_list
-
-    fields = _fields(path)
-    lists: dict[str, Path] = {}
-    for split in SPLITS:
-        named = fields.get(split)
-        if not isinstance(named, str):
-            raise UserError(f"{path}: {split}: must be the path of a list (CSV), it is {named!r}")
-        place = path.parent / named
-        data = data_spec(read_list(place), split)
-        if data.fingerprint in lists:
-            raise UserError(
-                f"{path}: {split}: {named} holds the same videos as {lists[data.fingerprint]}; train, "
-                "selection and report must be different lists, or the accuracy says nothing"
-            )
-        lists[data.fingerprint] = place
-        fields[split] = msgspec.to_builtins(data)
-        if (wanted := fields.get(f"{split}_clips")) and isinstance(wanted, int) and wanted > data.clips:
-            raise UserError(f"{path}: {split}_clips {wanted}: {named} has {data.clips} videos")
-    try:
-        # Not strict: in YAML 1.1, 1e-3 is a text. Unknown fields are refused all the same.
-        return msgspec.convert(fields, ProbeSpec, strict=False), lists
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {error}; see `salt-train probe --help` for an example") from error
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    import yaml
+def _refuse_device(name: str) -> None:
+    """Raise `UserError` for a device that is not there, before clips are decoded for it."""
+    import torch
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        found = msgspec.json.decode(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, msgspec.DecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a valid suite: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: must be a mapping of the fields of a suite")
-    return found
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: {reason}; take cpu, or a device that is there") from error
 
 
 def _runs(store: Path, name: str) -> tuple[list[RunDir], bool]:

@@ -48,11 +48,33 @@ def random_corners(clip: ClipSpec, count: int, seed: int) -> NDArray[np.int64]:
     return generator(seed, "probe crops").integers(0, room + 1, (count, LIDAR_CROPS, 2))
 
 
+def suite_problems(probe: ProbeSpec) -> list[str]:
+    """Why a suite says nothing on any encoder: empty or repeated fields; empty if it does."""
+    grids = {
+        "ridge_penalties": "linear",
+        "neighbours": "knn",
+        "attentive_lrs": "attentive",
+        "attentive_weight_decays": "attentive",
+    }
+    needed = ["labels", "frames"] if probe.kinds else []
+    needed += [field for field, kind in grids.items() if kind in probe.kinds]
+    problems = [f"{field}: is empty; name at least one" for field in needed if not getattr(probe, field)]
+    if not probe.kinds and not probe.label_free:
+        problems.append("kinds and label_free: are both empty, so there is nothing to find out")
+    for field in ("labels", "kinds", "frames", "label_free"):
+        names = list(getattr(probe, field))
+        if len(set(names)) < len(names):
+            problems.append(f"{field} {names}: one comes twice; name each once")
+    if "knn" in probe.kinds and probe.neighbours and min(probe.neighbours) > probe.train_clips:
+        problems.append(f"neighbours {list(probe.neighbours)}: more than train_clips {probe.train_clips}")
+    return problems
+
+
 def probe_problems(probe: ProbeSpec, run: RunSpec) -> list[str]:
     """Why a suite cannot be run on an encoder of this run's kind, from the specs alone; empty if it can."""
     clip, vit = run.clip, run.model.encoder
     room = clip.store_px - clip.crop_px
-    problems = []
+    problems = suite_problems(probe)
     if probe.views > 1 and room < probe.views - 1:
         problems.append(
             f"views {probe.views}: crops of {clip.crop_px} px have {room + 1} places side by side in "

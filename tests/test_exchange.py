@@ -85,8 +85,7 @@ def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool
 
 def test_import_then_export_gives_the_same_bytes(published: Path, tmp_path: Path) -> None:
     imported = import_folder(tmp_path / "store", published, import_clip(published, CLIP))
-    assert not imported.already_there
-    assert imported.remarks == ()
+    assert (imported.already_there, imported.remarks) == (False, ())
     assert imported.run.run_id == spec_id(imported.spec)
     result = imported.run.read_result()
     assert result is not None
@@ -183,9 +182,8 @@ def test_an_imported_run_teaches(published: Path, tmp_path: Path) -> None:
 
 def wrapped(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As a run saves them whose model and blocks were compiled, inside DistributedDataParallel."""
-    return {
-        "module._orig_mod." + n.replace(".layer.0.", ".layer.0._orig_mod."): t for n, t in tensors.items()
-    }
+    inner = {n.replace(".layer.0.", ".layer.0._orig_mod."): t for n, t in tensors.items()}
+    return {f"module._orig_mod.{n}": t for n, t in inner.items()}
 
 
 def inside_classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -301,6 +299,8 @@ def test_a_compiled_run_s_artefact_loads_bit_for_bit_and_a_partial_one_never(tmp
         ({"patch_size": [16, 8]}, "patches must be square"),
         ({"hidden_size": "wide"}, r"Expected `int`, got `str` - at `\$\.hidden_size`"),
         ({"crop_size": 40}, "crop_px 40 is not a multiple"),
+        ({"num_attention_heads": 0}, r">= 1 - at `\$\.num_attention_heads`"),
+        ({"patch_size": [0, 16], "tubelet_size": 2}, r">= 1 - at `\$\.patch_size\[0\]`"),
     ],
 )
 def test_configurations_that_are_not_ours(
@@ -310,6 +310,35 @@ def test_configurations_that_are_not_ours(
     (published / CONFIG).write_text(json.dumps({**config, **fields}))
     with pytest.raises(UserError, match=said):
         import_folder(tmp_path / "store", published, import_clip(published))
+
+
+@pytest.mark.parametrize("name", ["encoder.layer.1.mlp.fc2.weight", "predictor.proj.bias"])
+def test_weights_that_are_not_finite_are_refused(name: str, published: Path, tmp_path: Path) -> None:
+    weights = load_file(published / WEIGHTS)
+    weights[name].view(-1)[3] = float("nan") if "mlp" in name else float("inf")
+    save_file(weights, published / WEIGHTS)
+    with pytest.raises(UserError, match=f"{name} holds values that are not finite"):
+        import_folder(tmp_path / "store", published, CLIP)
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_import_mends_what_is_damaged_and_adds_what_is_missing(published: Path, tmp_path: Path) -> None:
+    def remarks() -> str:
+        again = import_folder(tmp_path, published, CLIP)
+        assert again.run.run_id == first.run.run_id
+        return " ".join(again.remarks)
+
+    first = import_folder(tmp_path, published, CLIP, drop=("predictor.",))
+    assert "is added" in remarks()
+    assert remarks() == ""
+    export_run(first.run, tmp_path / "out")
+    assert same_tensors(load_file(published / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS))
+    for path in (first.run.artefact, first.run.spec, first.run.checkpoints / "step-00000000.safetensors"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-20])
+        assert "damaged" in remarks()
+        assert path.read_bytes() == whole
+    assert remarks() == ""
 
 
 def test_folders_without_readable_weights(published: Path, tmp_path: Path) -> None:
@@ -359,8 +388,12 @@ def test_the_commands(published: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert VJEPA2Config.from_pretrained(tmp_path / "out").crop_size == 16
     for argv, said in (
         (("import", str(published), "--frames", "0"), "clip: Expected `int` >= 1"),
-        (("import", str(published), "--clip", "gone.json"), "no such file"),
+        (("import", str(published), "--clip", "gone.json"), "No such file"),
+        (("import", str(published), "--clip", str(tmp_path)), "cannot be read .Is a directory"),
         (("export", "zz", "--out", "x"), "exactly one run"),
+        (("export", run.run_id, "--out", str(run.spec / "x")), "--out .*: cannot be made"),
     ):
         with pytest.raises(UserError, match=said):
             call(*argv)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["import", str(published), "--mean", "0.1,inf,0.1"])
