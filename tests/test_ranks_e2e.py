@@ -163,7 +163,11 @@ def test_a_rank_without_clips_stops_all_and_says_why(tmp_path: Path) -> None:
         assert line.startswith("error: the run failed (data): rank 1 of 2: ")
         assert "_html_error.mp4: not a readable video" in line
     assert done.stderr.count("exitcode  : 1 ") + done.stderr.count("exitcode  : -15 ") == 2
-    assert RunDir(store.path, spec_id(spec)).read_result() is None
+    run = RunDir(store.path, spec_id(spec))
+    assert run.read_result() is None
+    error = run.read_error()
+    assert error is not None
+    assert (error.kind, error.message[:12]) == ("data", "rank 1 of 2:")
 
 
 def no_videos(folder: Path, names: list[str]) -> VideoList:
