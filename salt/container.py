@@ -101,15 +101,26 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         if os.path.getsize(path) == 0:
             raise VideoError(path, "empty file")
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             stream = video_stream(container)
             if stream is None:
                 raise VideoError(path, "no video stream")
+            if stream.codec_context is None:
+                raise VideoError(path, "no decoder for its video stream")
             yield container, stream
     except av.error.FFmpegError as error:
         raise VideoError(path, f"not a readable video: {error.strerror}") from error
+    except IndexError as error:  # from PyAV, where damage makes up new streams
+        raise VideoError(path, f"not a readable video: {error}") from error
     except OSError as error:
         raise VideoError(path, f"cannot be read: {error.strerror}") from error
+
+
+def open_container(path: Path) -> Any:
+    """A file opened by FFmpeg, whatever text its tags hold: many old ones are not UTF-8."""
+    import av
+
+    return av.open(str(path), metadata_errors="replace")
 
 
 def video_stream(container: Any) -> Any:
@@ -122,7 +133,8 @@ def video_stream(container: Any) -> Any:
     cover = av.stream.Disposition.attached_pic
     for stream in container.streams.video:
         if not stream.disposition & cover:
-            stream.thread_type = "NONE"
+            if stream.codec_context is not None:
+                stream.thread_type = "NONE"
             return stream
     return None
 
@@ -132,10 +144,12 @@ def decodes_a_frame(path: Path) -> bool:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             stream = video_stream(container)
-            return stream is not None and any(not frame.is_corrupt for frame in container.decode(stream))
-    except (av.error.FFmpegError, OSError):
+            if stream is None or stream.codec_context is None:
+                return False
+            return any(not frame.is_corrupt for frame in container.decode(stream))
+    except (av.error.FFmpegError, OSError, IndexError):
         return False  # not a question of why: `probe_video` and the scan say that
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salt.container import FrameTable, VideoError, frame_table, video_stream
+from salt.container import FrameTable, VideoError, frame_table, open_container, video_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,13 +85,11 @@ def _by_time(
     path: Path, table: FrameTable, wanted: list[int], short_px: int | None
 ) -> dict[int, NDArray[np.uint8]] | None:
     """{number: picture} of all wanted frames, or None if one cannot be found by its time."""
-    import av
-
     if table.shown_at is None or table.keys_at is None:
         return None
     number_of = {int(table.shown_at[number]): number for number in wanted}
     found: dict[int, NDArray[np.uint8]] = {}
-    with av.open(str(path)) as container:
+    with open_container(path) as container:
         stream = video_stream(container)
         for run in _runs(table, wanted):
             times = [int(table.shown_at[number]) for number in run]
@@ -172,11 +170,9 @@ def _run_from(
 
 def _by_count(path: Path, wanted: list[int], short_px: int | None) -> dict[int, NDArray[np.uint8]]:
     """{number: picture} by decoding from the beginning; frames past the end are left out."""
-    import av
-
     left = set(wanted)
     found: dict[int, NDArray[np.uint8]] = {}
-    with av.open(str(path)) as container:
+    with open_container(path) as container:
         stream = video_stream(container)
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:

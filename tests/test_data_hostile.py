@@ -118,6 +118,33 @@ def test_frames_that_change_in_size_and_covers_without_a_film_are_bad_files(tmp_
     assert not decodes_a_frame(song)
 
 
+def test_tags_that_are_not_text_and_pictures_without_a_decoder(tmp_path: Path) -> None:
+    """Old files have Latin-1 titles; a run must not end for that."""
+    good = tmp_path / "good.mp4"
+    with av.open(str(good), "w") as file:
+        file.metadata["title"] = "titletitle"
+        stream: Any = file.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(9):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pattern(number, 64, 48), format="rgb24")))
+        file.mux(stream.encode(None))
+    data = good.read_bytes()
+    assert data.count(b"titletitle") == 1
+    (tmp_path / "old.mp4").write_bytes(
+        data.replace(b"titletitle", "\xe9t\xe9 \xe0 N\xeeme".encode("latin-1"))
+    )
+    clip = ClipSpec(source="streamed", frames=3, frame_stride=2, store_px=48)
+    np.testing.assert_array_equal(
+        read_clip(tmp_path / "old.mp4", clip, 0.5), read_clip(tmp_path / "good.mp4", clip, 0.5)
+    )
+    assert decodes_a_frame(tmp_path / "old.mp4")
+    (tmp_path / "new.mp4").write_bytes(data.replace(b"avc1", b"zzz9").replace(b"avcC", b"zzzC"))
+    for look in (lambda path: read_clip(path, clip, 0.5), probe_video):
+        with pytest.raises(VideoError, match="no decoder for its video stream"):
+            look(tmp_path / "new.mp4")
+    assert not decodes_a_frame(tmp_path / "new.mp4")
+
+
 def test_a_rate_is_served_from_the_header_and_the_same_as_from_the_packets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
