@@ -145,7 +145,7 @@ def pack(arguments: argparse.Namespace) -> int:
         took = "nothing to do, it is there"
     else:
         took = f"{done.wall_s:.1f} s, {done.clips_per_s:.3g} clips/s"
-    print(f"{done.clips} clips of {done.files} files, {_bytes(done.pixel_bytes)}, "
+    print(f"{_count(done.clips, 'clip', 's')} of {_count(done.files, 'file', 's')}, {_bytes(done.pixel_bytes)}, "
           f"{_count(len(done.skipped), 'file', 's')} skipped: {took}")  # fmt: skip
     print(done.folder)
     return 0

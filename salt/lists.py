@@ -233,8 +233,9 @@ def _why_missing(folder: Path, written: str, error: OSError) -> str:
 def _identity(folder: Path, written: str) -> str:
     """The path without its place: relative to the list's folder where it is beneath it."""
     normal = os.path.normpath(written)
-    if os.path.isabs(normal):
-        inside = os.path.relpath(normal, os.path.abspath(folder))
+    if os.path.isabs(normal) or normal.startswith(".."):
+        whole = os.path.abspath(folder)
+        inside = os.path.relpath(os.path.join(whole, normal), whole)
         normal = normal if inside == ".." or inside.startswith(f"..{os.sep}") else inside
     return normal.replace(os.sep, "/")
 

@@ -207,8 +207,8 @@ def test_a_still_clip_is_cropped_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_names_that_begin_with_dots_stay_beneath_the_list(tmp_path: Path) -> None:
     """Absolute and relative paths of one file are one row, and a moved folder keeps its fingerprint."""
     (tmp_path / "..odd.mp4").write_bytes(b"x")
-    for text in (f"path\n{tmp_path}/..odd.mp4\n", "path\n..odd.mp4\n"):
-        (tmp_path / "list.csv").write_text(text)
+    for name in (f"{tmp_path}/..odd.mp4", "..odd.mp4", f"../{tmp_path.name}/..odd.mp4"):
+        (tmp_path / "list.csv").write_text(f"path\n{name}\n")
         assert read_list(tmp_path / "list.csv").rows == ("..odd.mp4",)
     (tmp_path / "list.csv").write_text(f"path\n..odd.mp4\n{tmp_path}/..odd.mp4\n")
     with pytest.raises(UserError, match="line 3.*repeats line 2"):
