@@ -64,7 +64,7 @@ def read_about(run: RunDir) -> About:
     try:
         with safe_open(str(run.artefact), framework="pt") as file:
             return msgspec.json.decode((file.metadata() or {})["salt"], type=About)
-    except (SafetensorError, KeyError, msgspec.DecodeError) as error:
+    except (OSError, SafetensorError, KeyError, msgspec.DecodeError) as error:
         raise RunFailed(
             "teacher", f"{run.artefact} is not an artefact: {error}; remove it and train the run again"
         ) from error
@@ -98,7 +98,7 @@ def read_weights(run: RunDir, spec: RunSpec) -> tuple[dict[str, torch.Tensor], A
         )
     try:
         tensors = load_file(run.artefact)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise RunFailed("teacher", f"{run.artefact} cannot be read: {error}") from error
     if about.weights_sha256 != weights_sha256(tensors):
         raise RunFailed(

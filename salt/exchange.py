@@ -136,9 +136,9 @@ def export_run(run: RunDir, folder: Path) -> Exported:
         {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, metadata={"format": "pt"}
     )
     make_folder(folder, "--out")
-    write_atomically(folder / WEIGHTS, data)
+    write_atomically(folder / NOTE, pretty_json(note))  # first: an export that was killed can be done again
     write_atomically(folder / CONFIG, pretty_json(config_of(spec.model, spec.clip, tokens)))
-    write_atomically(folder / NOTE, pretty_json(note))
+    write_atomically(folder / WEIGHTS, data)
     return Exported(folder=folder, note=note)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,6 +205,16 @@ class Sums:
         return mean.numpy(), deviation.numpy()
 
 
+def _reserve(file: int, size: int) -> None:
+    """Take `size` bytes of disk for an open file; `OSError` if they are not there."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+        return
+    if shutil.disk_usage(tempfile.gettempdir()).free < size:  # macOS has no such call
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(file, size)
+
+
 def room_for(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """An array of float32 to be filled, in memory up to `FEATURE_BYTES`, else in a file that goes with it.
 
@@ -213,7 +225,7 @@ def room_for(shape: tuple[int, ...]) -> NDArray[np.float32]:
         return np.empty(shape, dtype=np.float32)
     with tempfile.TemporaryFile(prefix="salt-features-") as file:
         try:  # now: a map that meets a full disk later kills the process without a word
-            os.posix_fallocate(file.fileno(), 0, size)
+            _reserve(file.fileno(), size)
         except OSError as error:
             raise RunFailed(
                 "disk",

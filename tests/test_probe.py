@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -71,6 +72,11 @@ def test_tokens_of_segments_views_and_layers_lie_side_by_side(monkeypatch: pytes
     on_disk = read(spec, source)
     assert isinstance(on_disk.tokens, np.memmap)
     np.testing.assert_array_equal(on_disk.tokens, found.tokens)
+    monkeypatch.delattr("os.posix_fallocate")  # as on macOS
+    np.testing.assert_array_equal(read(spec, source).tokens, found.tokens)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(RunFailed, match="no room for"):
+        read(spec, source)
 
 
 def test_views_are_crops_spread_from_edge_to_edge() -> None:
