@@ -268,28 +268,38 @@ def _serve(connection: Connection, memory: SharedClips, read: Reader) -> None:
         return  # the parent has gone or wants no more
 
 
-def available_bytes() -> int | None:
+def available_bytes(root: Path = Path("/")) -> int | None:
     """Memory that this process may still take: the machine's and its control groups'. None if unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in (root / "proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 found.append(int(line.split()[1]) * 1024)
-    root = Path("/sys/fs/cgroup")
-    group = root
     with contextlib.suppress(OSError):
-        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]  # version 2 has one line
-        group = root / own if "\n" not in own else root
-    for folder in [group, *group.parents]:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
-            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
-            found.append(limit - used + _file_bytes(folder))
-        if folder == root:
-            break
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            mount = root / "sys/fs/cgroup"
+            if not controllers:  # version 2
+                found += _group_bytes(mount, name, "memory.max", "memory.current")
+            elif "memory" in controllers.split(","):  # version 1 has a tree for each controller
+                limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+                found += _group_bytes(mount / "memory", name, limit, used)
     return min(found, default=None)
+
+
+def _group_bytes(mount: Path, name: str, limit: str, used: str) -> Iterator[int]:
+    """What a control group and each one above it still give; a container may have its own at the mount."""
+    group = mount / name.lstrip("/")
+    for folder in [group, *group.parents]:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
+            most, taken = (int((folder / file).read_text()) for file in (limit, used))
+            yield most - taken + _file_bytes(folder)
+        if folder == mount:
+            return
 
 
 def _file_bytes(group: Path) -> int:
     """Pages of files that a control group has cached, which it gives up when memory is short."""
     counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    return int(counts["inactive_file"]) + int(counts["active_file"])
+    total = "total_" if "total_inactive_file" in counts else ""  # version 1: with the groups below
+    return int(counts[f"{total}inactive_file"]) + int(counts[f"{total}active_file"])

@@ -145,8 +145,11 @@ def pack(arguments: argparse.Namespace) -> int:
         took = "nothing to do, it is there"
     else:
         took = f"{done.wall_s:.1f} s, {done.clips_per_s:.3g} clips/s"
-    print(f"{_count(done.clips, 'clip', 's')} of {_count(done.files, 'file', 's')}, {_bytes(done.pixel_bytes)}, "
-          f"{_count(len(done.skipped), 'file', 's')} skipped: {took}")  # fmt: skip
+    clips, files, skipped = (
+        _count(number, what, "s")
+        for number, what in ((done.clips, "clip"), (done.files, "file"), (len(done.skipped), "file"))
+    )
+    print(f"{clips} of {files}, {_bytes(done.pixel_bytes)}, {skipped} skipped: {took}")
     print(done.folder)
     return 0
 

@@ -19,6 +19,7 @@ import salt_cli
 from salt import augment, clip_build, clips, container, folders
 from salt.clips import clips_path, find_packs, load_clips, open_clips
 from salt.container import VideoError, decodes_a_frame, frame_table, probe_video
+from salt.crew import available_bytes
 from salt.data_cli import main
 from salt.errors import UserError
 from salt.frames import pick_by_time
@@ -316,3 +317,41 @@ def test_packing_reads_its_list_once(
     with pytest.raises(SystemExit):
         main(["pack", str(dirty), "--frames", "many"])
     assert "argument --frames: 'many' is not a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "files", "free"),
+    [
+        (
+            "0::/job/step",
+            "job",
+            {"max": "900", "current": "500", "stat": "inactive_file 50\nactive_file 30"},
+            480,
+        ),
+        ("0::/job/step", "job/step", {"max": "max", "current": "1", "stat": ""}, 2048),
+        (
+            "4:cpu,memory:/slurm/job\n1:name=systemd:/",
+            "memory/slurm",
+            {
+                "limit_in_bytes": "900",
+                "usage_in_bytes": "500",
+                "stat": "inactive_file 1\nactive_file 1\ntotal_inactive_file 50\ntotal_active_file 30",
+            },
+            480,
+        ),
+        ("4:memory:/docker/1", "memory", {"limit_in_bytes": "9", "usage_in_bytes": "9", "stat": ""}, 2048),
+    ],
+)
+def test_memory_is_that_of_the_tightest_group(
+    tmp_path: Path, line: str, folder: str, files: dict[str, str], free: int
+) -> None:
+    """Both versions of control groups; one whose numbers cannot be read limits nothing."""
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 2 kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"{line}\n")
+    group = tmp_path / "sys" / "fs" / "cgroup" / folder
+    group.mkdir(parents=True)
+    for name, text in files.items():
+        (group / f"memory.{name}").write_text(f"{text}\n")
+    assert available_bytes(tmp_path) == free
+    assert available_bytes(tmp_path / "elsewhere") is None
