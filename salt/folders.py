@@ -32,11 +32,16 @@ log = logging.getLogger(__name__)
 def builders_lock(path: Path) -> Iterator[bool]:
     """Hold a builder's lock, which the kernel frees if the process dies; yields whether it is held.
 
-    It is not where the file system has no locks: then several builders may do the same work.
+    Waiting for another builder is said. The lock is not held where the file system has none: then several
+    builders may do the same work.
     """
     with open(path, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("another process is building %s: waiting for it", path.with_suffix(""))
+                fcntl.flock(file, fcntl.LOCK_EX)
             held = True
         except OSError as error:
             held = False

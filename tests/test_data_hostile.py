@@ -5,8 +5,10 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import av
@@ -298,6 +300,26 @@ def test_what_killed_builders_left_aside_stops_nobody(tmp_path: Path, dirty: Pat
     (folder / "index.json").write_text(f'{{\n  "fingerprint": "{first.fingerprint}",\n  "later": 1\n}}\n')
     assert load_clips(tmp_path, first.fingerprint, CLIP) is None
     assert list(find_packs(tmp_path, first.fingerprint)) == []
+
+
+def test_waiting_for_another_builder_is_said(
+    tmp_path: Path, dirty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two open files of one process are two holders of a lock."""
+    folder = clips_path(tmp_path, data_spec(read_list(dirty), "").fingerprint, CLIP)
+    folder.parent.mkdir(parents=True)
+    finished: list[int] = []
+    said: SimpleQueue[str] = SimpleQueue()
+    monkeypatch.setattr(folders.log, "warning", lambda text, *items: said.put(text % items))
+    with folders.builders_lock(folder.with_suffix(".lock")) as held:
+        assert held
+        other = threading.Thread(target=lambda: finished.append(len(pack(dirty, tmp_path))))
+        other.start()
+        assert said.get(timeout=60) == f"another process is building {folder}: waiting for it"
+        assert not finished
+        assert not folder.exists()
+    other.join()
+    assert finished == [4]
 
 
 def test_packing_reads_its_list_once(
