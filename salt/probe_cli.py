@@ -188,8 +188,11 @@ def _targets(
             f"--branch {branch}: run {run.run_id} is {spec.arm} and has one encoder; leave the option out"
         )
     if spec.arm == "raw":
-        if step is not None or set(probe.kinds) == {"attentive"}:
-            raise UserError(f"run {run.run_id} is raw pixels: no steps, and no tokens for an attentive probe")
+        if step is not None or set(probe.kinds) <= {"attentive"}:
+            raise UserError(
+                f"run {run.run_id} is raw pixels: no steps, no tokens for an attentive probe, and no "
+                "label-free metrics; ask for linear or knn"
+            )
     elif step is None and not run.artefact.exists():
         raise UserError(
             f"run {run.run_id} is not trained to its end ({spec.steps} steps): finish it, or name a state "

@@ -177,3 +177,15 @@ def test_lists_that_share_a_video_or_a_source_are_refused(
         path.write_text("\n".join([f"{lines[0]},group", *rows]).replace("b31", "a31") + "\n")
     with pytest.raises(UserError, match=r"report.csv shares source \(group\) a31 with \S+train.csv"):
         salt_probe(folder, capsys, "0")
+
+
+def test_raw_pixels_are_not_asked_for_what_they_lack(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = begun(folder, run_spec("pixel", "nano", steps=5), finished=True)
+    write_atomically(run.spec, pretty_json(msgspec.structs.replace(run.read_spec(), arm="raw", steps=0)))
+    good = (folder / "suite.yaml").read_text()
+    for kinds in ("[attentive]", "[]\nlabel_free: [rankme]"):
+        (folder / "suite.yaml").write_text(good.replace("[linear, knn]", kinds))
+        with pytest.raises(UserError, match="raw pixels: .* ask for linear or knn"):
+            salt_probe(folder, capsys, run.run_id)
