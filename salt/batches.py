@@ -69,7 +69,7 @@ class Skips:
         if many or tried >= MAX_REPLACEMENTS:
             raise RunFailed(
                 "data",
-                f"{self.bad} of {self.drawn} clips drawn were of files that give none "
+                f"{self.bad} tries, for {self.drawn} clips drawn, met files that give none "
                 f"({100 * MAX_BAD_SHARE:g} % are allowed), last {path}: {reason}; "
                 "`salt-data scan` finds such files and writes a list without them",
             )

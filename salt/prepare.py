@@ -60,6 +60,26 @@ def next_crops(loader: Loader, world: World) -> torch.Tensor:
     return crops
 
 
+class SkipReport:
+    """Streamed files that gave no clip, of all ranks: each is named once, when a line is logged."""
+
+    def __init__(self, loader: Loader, world: World, warn: Callable[[str], None]) -> None:
+        self.loader, self.world, self.warn = loader, world, warn
+        self.named: set[str] = set()
+        self._told = 0
+
+    def count(self) -> int:
+        """How many there are so far. All ranks call it."""
+        mine = [f"{path}: {reason}" for path, reason in self.loader.skipped]
+        if self.world.any(len(mine) > self._told):
+            self._told = len(mine)
+            everywhere = {line for lines in self.world.gather_objects(mine) for line in lines}
+            for line in sorted(everywhere - self.named):
+                self.warn(f"skipped {line}; the next file of its list took its place")
+            self.named |= everywhere
+        return len(self.named)
+
+
 def open_cache(
     spec: RunSpec,
     store: Path,

@@ -94,8 +94,8 @@ class ClipSpec(Spec, kw_only=True):
     Each epoch crops afresh: `shift` is a square of `crop_px` (streamed: of the frame scaled to `store_px`) at
     a random place; `random_resized` a box with a share `crop_scale_*` of the area and an aspect ratio
     `crop_aspect_*` (log-uniform), resized to `crop_px`, the same for all frames. `flip` mirrors half of all
-    clips. An image is a still clip. Values are `(pixel / 255 - mean) / std`, one mean and std for all channels or
-    one each.
+    clips. An image is a still clip. Values are `(pixel / 255 - mean) / std`, one mean and std for all
+    channels or one each.
     """
 
     source: Literal["stored", "streamed"] = "stored"
@@ -319,6 +319,7 @@ class ExecSpec(Spec, kw_only=True):
     micro_batch_clips: PositiveInt | None = None
     recompute: bool = False
     compile: bool = False
+    processes: PositiveInt = 1  # that train one run together, each on a device of its own
     sharding: Literal["none", "optimizer", "full"] = "none"
     peak_flops_per_s: PositiveFloat | None = None  # of one device at the run's precision, for utilisation
     tensorboard: bool = False

@@ -236,7 +236,11 @@ def _build(
         index = _prepare(folder, building, wanted)
     missing = [shard for shard in range(index.shards) if not is_whole(building, index, shard)]
     total, encoded_rows = sum(len(index.shard_range(shard)) for shard in missing), 0
-    _require_room(building, index, total)
+    try:
+        _require_room(building, index, total)
+    except FileNotFoundError:
+        if not folder.is_dir():  # else another process has just published it
+            raise
     with shown_progress("encode cached targets", total, show) as advance:
 
         def fill(shard: int, wait: bool) -> bool | None:

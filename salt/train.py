@@ -18,6 +18,7 @@ from salt.loader import Loader
 from salt.optim import build_optimizer, clip_gradients, rates, set_schedule
 from salt.prepare import (
     GraphCheck,
+    SkipReport,
     label_numbers,
     micro_batches,
     next_crops,
@@ -54,16 +55,17 @@ def train(
     `checkpoint`, `data`, `disk`, `ranks`).
     """
     device, mine = world.device, world.places(spec.optim.batch_clips)
-    batches = Batches(spec, sources)
-    labels = label_numbers(spec, batches)
-    learner = Learner(spec, classes=None if labels is None else int(labels.max()) + 1)
-    teacher_sha256 = None
-    if spec.arm == "salt":
-        assert spec.teacher is not None
-        teacher_run = RunDir(run.store, spec.teacher.run_id)
-        learner.teacher, teacher_sha256 = load_teacher(teacher_run, spec.teacher, spec.model, spec.clip)
-    learner.to(device)
-    targets = open_cache(spec, run.store, learner, batches, sources, teacher_sha256, world)
+    with world.alike():
+        batches = Batches(spec, sources)
+        labels = label_numbers(spec, batches)
+        learner = Learner(spec, classes=None if labels is None else int(labels.max()) + 1)
+        teacher_sha256 = None
+        if spec.arm == "salt":
+            assert spec.teacher is not None
+            teacher_run = RunDir(run.store, spec.teacher.run_id)
+            learner.teacher, teacher_sha256 = load_teacher(teacher_run, spec.teacher, spec.model, spec.clip)
+        learner.to(device)
+        targets = open_cache(spec, run.store, learner, batches, sources, teacher_sha256, world)
     parts = distribute(
         learner.parts(), world, execution.sharding, recompute=execution.recompute, compiled=execution.compile
     )
@@ -78,7 +80,7 @@ def train(
     loader = Loader(
         batches, range(start.step, spec.steps), mine, workers=execution.decode_workers, pin_memory=pinned
     )
-    graphs = GraphCheck(execution, warn)
+    graphs, skips = GraphCheck(execution, warn), SkipReport(loader, world, warn)
     first_bad = torch.full((), -1, device=device)  # first step whose loss or gradient was not finite
 
     with opened or Sinks(None, [], warn) as sinks, loader:
@@ -131,6 +133,7 @@ def train(
                 continue
             if logs:
                 mean_loss = world.mean(loss).item()
+                skipped = skips.count()
                 if world.main:
                     sinks.write(
                         done,
@@ -139,6 +142,7 @@ def train(
                         lr=now.learning_rate,
                         weight_decay=now.weight_decay,
                         ema_momentum=now.ema_momentum if spec.arm == "vjepa" else None,
+                        skipped_files=skipped,
                         **watch.row(done, targets=outcome.targets, context=outcome.encoded),
                     )
             if world.any(bool(first_bad >= 0)):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -65,14 +66,15 @@ class World:
     def places(self, batch: int) -> range:
         """This rank's places in the global batch, contiguous and as many as every other rank's.
 
-        Raises `UserError` if `batch` clips cannot be split evenly.
+        Raises `RunFailed` (`config`) if `batch` clips cannot be split evenly.
         """
         if batch % self.size:
             fits = [size for size in range(1, batch + 1) if batch % size == 0]
             near = [n for n in fits if n < self.size][-3:] + [n for n in fits if n > self.size][:3]
-            raise UserError(
+            raise RunFailed(
+                "config",
                 f"batch_clips {batch} cannot be split evenly over {self.size} processes: "
-                f"start {', '.join(map(str, near))} of them, or choose another batch"
+                f"start {', '.join(map(str, near))} of them, or choose another batch",
             )
         share = batch // self.size
         return range(self.rank * share, (self.rank + 1) * share)
@@ -108,6 +110,16 @@ class World:
         """Whether any rank's flag is set."""
         return self._greatest(int(flag)) > 0
 
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, a small object that can be pickled, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def share(self, value: T | None) -> T:
         """Rank 0's value, a small object that can be pickled, on every rank."""
         if self.size == 1:
@@ -131,6 +143,16 @@ class World:
         first = self.size - worst
         kind, message = self._from(first, None if error is None else (_kind(error), _text(error)))
         raise RunFailed(kind, f"rank {first} of {self.size}: {message}") from error
+
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """What a rank raises inside, all ranks raise, as by `agree`. Nothing in here may be a collective."""
+        caught: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised by `agree`, on all ranks
+            caught = error
+        self.agree(caught)
 
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Do something on rank 0 only; its result there, None elsewhere. What it raises, every rank

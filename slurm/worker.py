@@ -149,12 +149,17 @@ def record_error(folder: RunDir, kind: str, message: str, trace: str | None = No
 
 
 def _execute(store: Path, run: PlannedRun, probes: dict[str, ProbeSpec], execution: ExecSpec) -> None:
+    if execution.processes > 1:
+        from slurm.ranks import execute_together
+
+        execute_together(store, run, probes, execution)
+        return
     from salt.run import execute  # torch comes with it: only a process that trains pays for it
 
     execute(store, run, probes, execution)
 
 
-def _stop_with_parent(parent: int) -> None:
+def stop_with_parent(parent: int) -> None:
     """End this process soon after the one that started it: gently first, so that its claim is given back."""
     while os.getppid() == parent:
         time.sleep(0.5)
@@ -163,7 +168,7 @@ def _stop_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _raise_interrupt(number: int, frame: object) -> None:
+def raise_interrupt(number: int, frame: object) -> None:
     # Once is enough: a second signal must not break into giving the claim back.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -184,10 +189,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
     args = parser.parse_args(argv)
     try:
-        signal.signal(signal.SIGTERM, _raise_interrupt)
-        signal.signal(signal.SIGINT, _raise_interrupt)
+        signal.signal(signal.SIGTERM, raise_interrupt)
+        signal.signal(signal.SIGINT, raise_interrupt)
         if args.parent is not None:
-            watch = threading.Thread(target=_stop_with_parent, args=(args.parent,), daemon=True)
+            watch = threading.Thread(target=stop_with_parent, args=(args.parent,), daemon=True)
             watch.start()
         drained = Drain(
             args.store,

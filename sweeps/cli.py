@@ -118,7 +118,8 @@ def _submit(args: argparse.Namespace) -> int:
     missing = [run for run in plan.runs if standings[run.run_id].state not in (State.DONE, *STUCK)]
     code = 0
     if missing:
-        workers = min(args.workers or os.cpu_count() or 1, len(missing))
+        cores_each = plan.execution.threads * plan.execution.processes
+        workers = min(args.workers or max(1, (os.cpu_count() or 1) // cores_each), len(missing))
         _announce(name, len(missing), len(plan.runs), plan_status(store, plan), args.on, workers)
         refuse_runs(plan)
         audit_plan(store, plan)

@@ -179,10 +179,10 @@ def test_too_many_bad_files_stop_the_run(pretend: VideoList, workers: int) -> No
     error = _failure(pretend, without_third, workers)  # a sixth of all draws
     assert isinstance(error, RunFailed)
     assert error.kind == "data"
-    assert str(error).startswith("11 of ")
+    assert str(error).startswith("11 tries, for ")
     assert "last /3.mp4: made up to be bad" in str(error)
     hopeless = str(_failure(pretend, without_any, workers))
-    assert "of files that give none (5 % are allowed)" in hopeless
+    assert "met files that give none (5 % are allowed)" in hopeless
 
 
 def test_a_worker_that_dies_or_hangs_is_told_with_step_and_file(pretend: VideoList) -> None:

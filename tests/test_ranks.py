@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from salt import shard
-from salt.errors import UserError
+from salt.errors import RunFailed, UserError
 from salt.specs import VitSpec
 from salt.vit import Block
 from salt.world import Launch, World, find_launch, first_host
@@ -181,7 +181,7 @@ def test_first_host_of_a_list(nodes: str, first: str) -> None:
 
 def test_a_batch_that_cannot_be_split_names_what_fits() -> None:
     world = World(rank=1, size=5, local_rank=1, device=torch.device("cpu"))
-    with pytest.raises(UserError, match="batch_clips 24 .* 5 processes: start 2, 3, 4, 6, 8, 12 of them"):
+    with pytest.raises(RunFailed, match="batch_clips 24 .* 5 processes: start 2, 3, 4, 6, 8, 12 of them"):
         world.places(24)
     assert world.places(25) == range(5, 10)
 

@@ -117,7 +117,7 @@ def test_two_processes_train_an_average_as_one_does(videos: Path, alone: Store, 
 def test_four_processes_train_a_student_as_one_does(videos: Path, alone: Store, tmp_path: Path) -> None:
     teacher = run_spec("pixel", data_of(videos), size=SIZES["micro"])
     alone.run(teacher)
-    spec = run_spec("salt", data_of(videos), teacher=teacher, masks=(TUBE, SHORT))
+    spec = run_spec("salt", data_of(videos), teacher=teacher, masks=(TUBE, SHORT), cached_views=2)
     store = Store(tmp_path / "store", (videos,)).take(alone, teacher)
     assert_alike(ended(store, spec, torchrun(store, spec, 4)), alone.run(spec))
 
