@@ -104,8 +104,8 @@ class PlainProbes:
 
         def accuracy(split: str, k: int) -> float:
             named = numbers["train"][self._nearest(split, most)[:, :k]]  # [n, k]
-            votes = np.zeros((len(named), classes), dtype=np.int64)
-            np.add.at(votes, (np.arange(len(named))[:, None], named), 1)
+            cells = (named + classes * np.arange(len(named))[:, None]).ravel()
+            votes = np.bincount(cells, minlength=len(named) * classes).reshape(-1, classes)
             return float((votes.argmax(axis=1) == numbers[split]).mean())
 
         best, k = _first_best([(accuracy("selection", k), k) for k in grid])
@@ -149,20 +149,21 @@ class PlainProbes:
         found = []
         for start in range(0, len(self.scaled[split]), ROWS):
             cosines = self._directions[split][start : start + ROWS] @ self._directions["train"].T
-            found.append(nearest_first(cosines.round(COSINE_DECIMALS), most))
+            found.append(nearest_first(cosines.round(COSINE_DECIMALS, out=cosines), most))
         self._near[split, most] = np.concatenate(found)
         return self._near[split, most]
 
 
 def nearest_first(cosines: NDArray[np.float64], most: int) -> NDArray[np.int64]:
     """Columns of the `most` largest values of each row, largest first, equal ones in the order of columns."""
-    near = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
-    least = np.take_along_axis(cosines, near[:, -1:], axis=1)
-    # More columns than wanted reach the least value: which of them were taken was a matter of chance.
-    tied = np.flatnonzero((cosines >= least).sum(axis=1) > most)
-    near[tied] = np.argsort(-cosines[tied], axis=1, kind="stable")[:, :most]
+    far = -cosines
+    near = np.argpartition(far, most - 1, axis=1)[:, :most]
+    last = np.take_along_axis(far, near[:, -1:], axis=1)
+    # More columns than wanted are as near as the last: which of them were taken was a matter of chance.
+    tied = np.flatnonzero(np.count_nonzero(far <= last, axis=1) > most)
+    near[tied] = np.argsort(far[tied], axis=1, kind="stable")[:, :most]
     near.sort(axis=1)
-    ranked = np.argsort(-np.take_along_axis(cosines, near, axis=1), axis=1, kind="stable")
+    ranked = np.argsort(np.take_along_axis(far, near, axis=1), axis=1, kind="stable")
     return np.take_along_axis(near, ranked, axis=1)
 
 
