@@ -18,7 +18,7 @@ import msgspec
 
 from salt.clip_index import ClipIndex, Skipped, decode_spec
 from salt.errors import UserError
-from salt.folders import new_array, publish
+from salt.folders import new_array, open_array, publish
 from salt.isolate import run_isolated
 from salt.lists import VideoList
 from salt.progress import progress as shown_progress
@@ -175,17 +175,14 @@ def _decode_all(
 
 def _take_up(building: Path, files: int, clip: ClipSpec) -> tuple[NDArray[np.uint8], list[Done]]:
     """The array to write into and the files that are in it already; begun afresh unless both are sound."""
-    import numpy as np
-
     target, notes = building / "clips.npy", building / "done.jsonl"
     shape = (files * clip.clips_per_file, clip.frames, clip.store_px, clip.store_px, clip.channels)
     try:
-        frames: Any = np.lib.format.open_memmap(target, mode="r+")
-        whole = target.stat().st_size == frames.offset + frames.nbytes
+        frames = open_array(target, shape, "r+")
         # The last line may be cut; whatever is not noted whole is decoded again.
         lines = notes.read_bytes().split(b"\n")[:-1]
         done = [msgspec.json.decode(line, type=Done) for line in lines]
-        if whole and frames.shape == shape and frames.dtype == np.uint8:
+        if all(0 <= item.row < files for item in done):
             _rewrite(notes, lines)
             return frames, list({item.row: item for item in done}.values())
     except (OSError, ValueError, EOFError):

@@ -24,7 +24,7 @@ import msgspec
 from salt.clip_build import build_clips, decode_task, lost_reason, too_many_bad
 from salt.clip_index import ClipIndex, DecodeSpec, clip_of, decode_spec
 from salt.errors import UserError
-from salt.folders import builders_lock, said_of
+from salt.folders import builders_lock, open_array, said_of
 from salt.isolate import run_isolated
 from salt.lists import VideoList, data_spec, read_list
 from salt.specs import ClipSpec
@@ -106,8 +106,6 @@ def load_clips(cache: Path, fingerprint: str, clip: ClipSpec) -> Clips | None:
     Costs milliseconds, 30 of them for 10^5 files. Broken means: wrong shape, type, size or identity; it is
     logged, and `open_clips` decodes again.
     """
-    import numpy as np
-
     folder = clips_path(cache, fingerprint, clip)
     if not folder.is_dir():
         return None
@@ -117,13 +115,8 @@ def load_clips(cache: Path, fingerprint: str, clip: ClipSpec) -> Clips | None:
         index = msgspec.json.decode((folder / "index.json").read_bytes(), type=ClipIndex)
         if (index.fingerprint, index.decode) != (fingerprint, wanted):
             raise ValueError("index.json is of another list or clip")
-        frames = np.load(folder / "clips.npy", mmap_mode="r", allow_pickle=False)
         shape = (len(index.rows) * clips, wanted.frames, wanted.store_px, wanted.store_px, wanted.channels)
-        if frames.shape != shape or frames.dtype != np.uint8:
-            raise ValueError(f"clips.npy is {frames.dtype} {frames.shape}, not uint8 {shape}")
-        file_bytes = (folder / "clips.npy").stat().st_size
-        if file_bytes != frames.offset + frames.nbytes:
-            raise ValueError(f"clips.npy has {file_bytes} bytes, not {frames.offset + frames.nbytes}")
+        frames = open_array(folder / "clips.npy", shape, "r")
         if any(len(column) != len(index.rows) for column in index.columns.values()):
             raise ValueError("index.json has columns of unequal length")
     except (OSError, ValueError, EOFError) as error:  # msgspec's errors are ValueErrors

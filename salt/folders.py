@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Literal
 
 from salt.errors import UserError
 
@@ -81,6 +82,22 @@ def require_room(folder: Path, needed_bytes: int, what: str) -> None:
             f"no room for {needed_bytes / 1e9:.2f} GB of {what} in {folder}: {free_bytes / 1e9:.2f} GB are "
             "free; free some, choose another store, or store fewer or smaller clips"
         )
+
+
+def open_array(target: Path, shape: tuple[int, ...], mode: Literal["r", "r+"]) -> NDArray[np.uint8]:
+    """The uint8 array of that shape in a file, memory-mapped; ValueError or OSError if it is not whole."""
+    import numpy as np
+
+    try:
+        array = np.lib.format.open_memmap(target, mode=mode)
+    except TokenError as error:  # numpy lets this one out
+        raise ValueError(f"{target.name} has a damaged header") from error
+    if array.shape != shape or array.dtype != np.uint8:
+        raise ValueError(f"{target.name} is {array.dtype} {array.shape}, not uint8 {shape}")
+    file_bytes = target.stat().st_size
+    if file_bytes != array.offset + array.nbytes:
+        raise ValueError(f"{target.name} has {file_bytes} bytes, not {array.offset + array.nbytes}")
+    return array
 
 
 def new_array(target: Path, shape: tuple[int, ...], what: str) -> NDArray[np.uint8]:

@@ -291,7 +291,10 @@ def test_what_killed_builders_left_aside_stops_nobody(tmp_path: Path, dirty: Pat
     for name in (f"{folder.name}.building.old", f"{folder.name}.building-host-1"):
         (tmp_path / "clips" / name).mkdir()
         (tmp_path / "clips" / name / "clips.npy").touch()
-    (folder / "clips.npy").write_bytes(b"broken")
+    array = folder / "clips.npy"
+    for damage in (b"broken", array.read_bytes().replace(b"), }", b"(, }")):
+        array.write_bytes(damage)
+        assert load_clips(tmp_path, first.fingerprint, CLIP) is None
     assert pack(dirty, tmp_path).rows == first.rows
     assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == [
         folder.name,
