@@ -35,7 +35,7 @@ def read_suite(path: Path) -> tuple[ProbeSpec, dict[str, Path]]:
     videos: dict[str, VideoList] = {}
     for split in SPLITS:
         named = fields.get(split)
-        if not isinstance(named, str):
+        if not isinstance(named, str) or "\0" in named:
             raise UserError(f"{path}: {split}: must be the path of a list (CSV), it is {named!r}")
         place = path.parent / named
         videos[split] = read_list(place)
@@ -47,8 +47,6 @@ def read_suite(path: Path) -> tuple[ProbeSpec, dict[str, Path]]:
             )
         lists[data.fingerprint] = place
         fields[split] = msgspec.to_builtins(data)
-        if (wanted := fields.get(f"{split}_clips")) and isinstance(wanted, int) and wanted > data.clips:
-            raise UserError(f"{path}: {split}_clips {wanted}: {named} has {data.clips} videos")
     suite = _suite(path, fields)
     _refuse_lists(path, suite, videos)
     return suite, lists
@@ -79,9 +77,12 @@ def _suite(path: Path, fields: Mapping[str, Any]) -> ProbeSpec:
 
 
 def _refuse_lists(path: Path, suite: ProbeSpec, videos: Mapping[str, VideoList]) -> None:
-    """Labels that a list lacks, and videos or sources that two lists share."""
+    """Videos and labels that a list lacks, and videos or sources that two lists share."""
     seen: dict[str, str] = {}
     for split, found in videos.items():
+        wanted = getattr(suite, f"{split}_clips")
+        if wanted > len(found.rows):
+            raise UserError(f"{path}: {split}_clips {wanted}: {found.path} has {len(found.rows)} videos")
         missing = [label for label in suite.labels if label not in found.columns]
         if missing:
             have = ", ".join(found.columns) or "none"
@@ -106,7 +107,7 @@ def _fields(path: Path) -> dict[str, Any]:
         found = msgspec.json.decode(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, msgspec.DecodeError, yaml.YAMLError) as error:
+    except (UnicodeDecodeError, msgspec.DecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not a valid suite: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: must be a mapping of the fields of a suite")

@@ -131,6 +131,7 @@ def test_a_suite_file_with_a_mistake_is_refused(folder: Path, capsys: pytest.Cap
     for old, new, words in [
         ("report: report.csv", "report: train.csv", "same videos"),
         ("report_clips: 32", "report_clips: 33", "has 32 videos"),
+        ("report_clips: 32", "report_clips: 1e3", "report_clips 1000: .* has 32 videos"),  # a text, in YAML
         ("kinds: [linear, knn]", "kinds: [linear, forest]", "forest"),
         ("labels: [motion]", "label: [motion]", "labels|label"),
         ("report: report.csv", "report: {name: r}", "path of a list"),
