@@ -14,13 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Widths in pixels that decord 0.6.0 or decord2 3.4.0 returns corrupt.
-DECORD_BAD_WIDTHS = frozenset({16, 24, 32, 48, 72, 96, 144})
-
-#: Demuxers of the files that decord reads frame for frame (its frames are PyAV's, to the bit). It seeks to
-#: wrong ones, or fails, in AVI, MPEG transport and program streams, ASF and bare streams: measured, 0.6.0.
-DECORD_CONTAINERS = frozenset({"mp4", "matroska"})
-
 #: Frame tables kept in memory, one per file; a minute at 30 frames per second takes 14 kB.
 KEPT_TABLES = 256
 
@@ -43,7 +36,7 @@ class VideoProbe:
 
     `frames` counts the packets to be shown; `hidden_frames` those that an edit list cuts away, which still
     are in the file, or that nothing can decode (`_read_packets`); `header_frames` is the count that the
-    header promises, `container` what the demuxer calls itself.
+    header promises.
     """
 
     width_px: int
@@ -52,15 +45,6 @@ class VideoProbe:
     frames: int
     hidden_frames: int
     header_frames: int | None
-    container: str
-
-    @property
-    def needs_pyav(self) -> bool:
-        held = self.frames + self.hidden_frames
-        trimmed = self.hidden_frames > 0 or (self.header_frames is not None and self.header_frames > held)
-        odd = self.width_px % 2 or self.height_px % 2  # decord shifts the colours of these
-        foreign = DECORD_CONTAINERS.isdisjoint(self.container.split(","))
-        return bool(trimmed or odd or foreign or self.width_px in DECORD_BAD_WIDTHS)
 
 
 @dataclass(frozen=True)
@@ -203,7 +187,8 @@ def _look_at(
 
 
 def _from_header(path: Path, stream: Any, file_bytes: int) -> FrameTable | None:
-    """The table of a file whose header lists all frames at even distances in time; None for any other.
+    """The table of a file whose header lists all frames, a key frame first, at even distances in time; None
+    for any other.
 
     The index gives times of decoding. Where these are even, the times of showing are the same grid from the
     stream's first shown frame on; a reader that does not find its frames there asks for the packets instead.
@@ -218,7 +203,7 @@ def _from_header(path: Path, stream: Any, file_bytes: int) -> FrameTable | None:
     if held < len(rows):
         raise VideoError(path, cut_short(held, stream.frames))
     gaps = np.diff(rows[:, 0])
-    if rows[:, 3].any() or (len(gaps) and (gaps[0] <= 0 or (gaps != gaps[0]).any())):
+    if not rows[0, 2] or rows[:, 3].any() or (len(gaps) and (gaps[0] <= 0 or (gaps != gaps[0]).any())):
         return None
     shown_at = rows[:, 0] + (stream.start_time - rows[0, 0])
     return FrameTable(len(rows), shown_at, shown_at[rows[:, 2] > 0], float(stream.time_base), True)
@@ -247,7 +232,6 @@ def _probe(packets: _Packets, container: Any, stream: Any) -> VideoProbe:
         frames=len(packets.times),
         hidden_frames=packets.hidden,
         header_frames=stream.frames or None,
-        container=name,
     )
 
 

@@ -145,7 +145,7 @@ def hash_file(path: Path) -> tuple[tuple[int, ...], bool] | str:
     try:
         if is_image(path):
             return hash_frames(np.repeat(read_image(path, 16 * COLUMNS)[None], PLACES, axis=0))
-        return hash_frames(read_chosen(path, lambda table: _places(table.frames), 16 * COLUMNS))
+        return hash_frames(read_chosen(path, lambda table: _places(table.frames), 16 * COLUMNS)[0])
     except VideoError as error:
         return error.reason
 

@@ -23,8 +23,8 @@ SEEK_OVER_FRAMES = 24
 
 def read_chosen(
     path: Path, choose: Callable[[FrameTable], Sequence[int]], short_px: int | None = None
-) -> NDArray[np.uint8]:
-    """The frames whose numbers `choose` picks from a file's table, as `read_at` gives them.
+) -> tuple[NDArray[np.uint8], FrameTable]:
+    """The frames whose numbers `choose` picks from a file's table, as `read_at` gives them, and the table.
 
     It is asked again if the header's table turns out not to hold. Raises VideoError.
     """
@@ -32,9 +32,9 @@ def read_chosen(
     if table.from_header:
         frames = _read(path, table, choose(table), short_px)
         if frames is not None:
-            return frames
+            return frames, table
         table = frame_table(path, trust_header=False)
-    return read_at(path, table, choose(table), short_px)
+    return read_at(path, table, choose(table), short_px), table
 
 
 def read_at(
@@ -143,9 +143,14 @@ def _run_from(
     It is sound if the first frame that comes out is a key frame and not after the first wanted one: frames
     shown before a key frame may need pictures from before the seek.
     """
+    import av
+
     wanted = set(times)
     found: dict[int, NDArray[np.uint8]] = {}
-    container.seek(seek_to, stream=stream, backward=True)
+    try:
+        container.seek(seek_to, stream=stream, backward=True)
+    except av.error.FFmpegError:
+        return None  # there is nothing to seek to, or no way to
     context = stream.codec_context
     first = True
     for packet in container.demux(stream):

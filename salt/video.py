@@ -1,19 +1,9 @@
 """From a video or image file to the uint8 frames of a clip.
 
-Stored clips: decord decodes; PyAV reads the container first and decodes in decord's place where decord is
-known to go wrong:
-
-- output widths at which decord's row padding is taken for picture (measured: 16, 24, 48, 72 with decord
-  0.6.0; 16, 24, 32, 48, 96 and 144 with decord2 3.4.0): the frames come back sheared, or as an array of a
-  wrong shape;
-- files with an edit list (cut without re-encoding), whose frame numbers decord takes from the uncut stream:
-  wrong frames, or a read that never returns;
-- files that are neither MP4 nor Matroska: of AVI, MPEG transport and program streams, ASF and motion JPEG
-  decord 0.6.0 gives other frames than asked for, of GIF and bare H.264 none;
-- odd widths or heights, where decord's colours are off.
-
-Streamed clips, at random places of a file: PyAV seeks (`salt.seeking`), which opens the file once and was
-measured to be no slower than decord (`benchmarks/decode_speed.py`).
+PyAV decodes, one way for stored clips and streamed ones (`salt.seeking`). decord is about as fast
+(`benchmarks/decode_speed.py`), but its 0.6.0 gave other frames than asked for, without a word: in MP4 files
+with open groups of pictures, periodic intra refresh or edit lists, in AVI, ASF, MPEG transport and program
+streams; and sheared ones at widths of 16, 24, 48 and 72 pixels.
 
 Readers are opened per clip, with one thread, and closed before the function returns.
 """
@@ -22,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salt.container import (
-    DECORD_BAD_WIDTHS,
     FrameTable,
     VideoError,
     VideoProbe,
@@ -53,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BT601_LUMA",
-    "DECORD_BAD_WIDTHS",
     "DecodedClip",
     "VideoError",
     "VideoProbe",
@@ -99,7 +88,7 @@ def read_clip(path: Path, clip: ClipSpec, place: float) -> NDArray[np.uint8]:
         return np.broadcast_to(picture, (clip.frames, *picture.shape))  # `crop` crops it once
     return read_chosen(
         path, lambda table: _choose(path, table, clip, lambda last: start_at(place, last))[0], clip.store_px
-    )
+    )[0]
 
 
 def decode_clip(path: Path, clip: ClipSpec, start: int | None = None) -> NDArray[np.uint8]:
@@ -115,7 +104,7 @@ def decode(path: Path, clip: ClipSpec, start: int | None = None) -> DecodedClip:
     """
     if is_image(path):
         return _still(path, clip)
-    return _decode_at(path, clip, probe_video(path), start)
+    return _decode_at(path, clip, lambda last: last // 2 if start is None else start)
 
 
 def decode_clips(path: Path, clip: ClipSpec) -> DecodedClip:
@@ -130,16 +119,13 @@ def decode_clips(path: Path, clip: ClipSpec) -> DecodedClip:
     if is_image(path):
         still = _still(path, clip)
         return DecodedClip(np.repeat(still.frames[None], clips, axis=0), 0, 1)
-    probe = probe_video(path)
-    last = _last_start(path, frame_table(path, trust_header=False), clip)
-    done: dict[int, DecodedClip] = {}
-    starts = spread_starts(last, clips)
-    for start in starts:
-        if start not in done:
-            done[start] = _decode_at(path, clip, probe, start)
-    decoded = [done[start] for start in starts]
+    decoded = [_decode_at(path, clip, partial(_nth_start, number, clips)) for number in range(clips)]
     frames = np.stack([one.frames for one in decoded])
-    return DecodedClip(frames, sum(one.padded_frames for one in decoded), probe.frames)
+    return DecodedClip(frames, sum(one.padded_frames for one in decoded), decoded[0].video_frames)
+
+
+def _nth_start(number: int, clips: int, last: int) -> int:
+    return spread_starts(last, clips)[number]
 
 
 def _still(path: Path, clip: ClipSpec) -> DecodedClip:
@@ -149,11 +135,10 @@ def _still(path: Path, clip: ClipSpec) -> DecodedClip:
     return DecodedClip(np.repeat(square, clip.frames, axis=0), 0, 1)
 
 
-def _decode_at(path: Path, clip: ClipSpec, probe: VideoProbe, start: int | None) -> DecodedClip:
-    table = frame_table(path, trust_header=False)
-    numbers, padded = _choose(path, table, clip, lambda last: last // 2 if start is None else start)
-    frames = read_frames(path, probe, numbers)
-    return DecodedClip(resize_square(frames, clip.store_px, clip.channels), padded, probe.frames)
+def _decode_at(path: Path, clip: ClipSpec, start_of: Callable[[int], int]) -> DecodedClip:
+    frames, table = read_chosen(path, lambda table: _choose(path, table, clip, start_of)[0])
+    padded = _choose(path, table, clip, start_of)[1]
+    return DecodedClip(resize_square(frames, clip.store_px, clip.channels), padded, table.frames)
 
 
 def _choose(
@@ -183,35 +168,16 @@ def _times_s(path: Path, table: FrameTable) -> NDArray[np.float64]:
 
 
 def read_frames(path: Path, probe: VideoProbe, numbers: Sequence[int]) -> NDArray[np.uint8]:
-    """The frames with these numbers (any order, repeats too), RGB uint8 [len(numbers), height, width, 3]."""
+    """The frames with these numbers (any order, repeats too), RGB uint8 [len(numbers), height, width, 3].
+
+    Raises VideoError for frames that are not there, do not decode, or are not of the probe's size.
+    """
     import numpy as np
 
     if is_image(path):
         return np.repeat(read_image(path)[None], len(numbers), axis=0)
-    if probe.needs_pyav:
-        return read_at(path, frame_table(path, trust_header=False), numbers)
-    frames = _read_with_decord(path, probe, numbers)
-    upright = (len(numbers), probe.height_px, probe.width_px, 3)
-    turned = (len(numbers), probe.width_px, probe.height_px, 3)  # decord obeys a rotation in the metadata
-    if frames.shape not in (upright, turned):
-        raise VideoError(path, f"decord returned frames of shape {frames.shape[1:]} for {upright[1:]}")
+    frames = read_at(path, frame_table(path, trust_header=False), numbers)
+    size = (probe.height_px, probe.width_px)
+    if frames.shape[1:3] not in (size, size[::-1]):  # turned, where the metadata say so
+        raise VideoError(path, f"its frames are {frames.shape[2]}x{frames.shape[1]}, not {size[1]}x{size[0]}")
     return frames
-
-
-def _read_with_decord(path: Path, probe: VideoProbe, numbers: Sequence[int]) -> NDArray[np.uint8]:
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    unique = sorted(set(numbers))
-    try:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        if len(reader) != probe.frames:
-            raise VideoError(path, f"decord counts {len(reader)} frames, the container {probe.frames}")
-        batch: NDArray[np.uint8] = reader.get_batch(unique).asnumpy()
-    except (RuntimeError, decord.DECORDError) as error:
-        raise VideoError(path, f"damaged: decord cannot decode frames {unique[0]}..{unique[-1]}") from error
-    if unique == list(numbers):
-        return batch
-    place = {number: index for index, number in enumerate(unique)}
-    repeated: NDArray[np.uint8] = batch[[place[number] for number in numbers]]
-    return repeated

@@ -62,17 +62,23 @@ def encode(
         ("h264.flv", "libx264", {"g": "12", "bf": "2"}),
         ("h264.mkv", "libx264", {"g": "12", "bf": "2"}),
         ("bare.h264", "libx264", {"g": "12", "bf": "2"}),
+        ("open.mp4", "libx264", {"g": "12", "bf": "2", "x264-params": "open-gop=1"}),
+        ("refresh.mp4", "libx264", {"g": "20", "x264-params": "intra-refresh=1:bframes=0"}),
     ],
 )
 def test_every_container_gives_the_frames_that_counting_gives(
     tmp_path: Path, name: str, codec: str, options: dict[str, str]
 ) -> None:
-    """Stored and streamed clips: an AVI's index has no times of showing, and decord seeks wrong in many."""
+    """Stored and streamed: an AVI's index has no times of showing, and many readers seek wrong in others."""
     path = tmp_path / name
     encode(path, codec, **options)
     shown = all_frames(path)
     assert len(shown) == FRAMES
     np.testing.assert_array_equal(read_frames(path, probe_video(path), [33, 0, 13]), shown[[33, 0, 13]])
+    plain = ClipSpec(frames=7, frame_stride=5, store_px=48)
+    for start in (0, 4, FRAMES - 31):  # across key frames
+        square = shown[start : start + 31 : 5, :, 8:-8]
+        np.testing.assert_array_equal(decode(path, plain, start).frames, square)
     clip = ClipSpec(source="streamed", frames=3, frame_stride=5, store_px=48)
     for start in (0, 7, 14, 26, FRAMES - 11):
         frames = read_clip(path, clip, (start + 0.5) / (FRAMES - 10))
