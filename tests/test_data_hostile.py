@@ -85,11 +85,20 @@ def test_every_container_gives_the_frames_that_counting_gives(
         np.testing.assert_array_equal(frames, shown[start : start + 11 : 5])
 
 
-def test_a_stream_that_begins_between_key_frames_has_only_what_decodes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cut.ts", "cut.mov"])
+def test_a_stream_that_begins_between_key_frames_has_only_what_decodes(tmp_path: Path, name: str) -> None:
+    cut = tmp_path / name
     encode(tmp_path / "whole.ts", "libx264", g="12", bf="2")
     data = (tmp_path / "whole.ts").read_bytes()
-    cut = tmp_path / "cut.ts"
-    cut.write_bytes(data[len(data) // 188 // 2 * 188 :])
+    if name == "cut.ts":
+        cut.write_bytes(data[len(data) // 188 // 2 * 188 :])
+    else:  # an MP4's header lists these frames as any others
+        encode(tmp_path / "whole.mov", "libx264", g="12", bf="2")
+        with av.open(str(tmp_path / "whole.mov")) as old, av.open(str(cut), "w") as new:
+            copy = new.add_stream_from_template(old.streams.video[0])
+            for packet in [packet for packet in old.demux(video=0) if packet.dts is not None][5:]:
+                packet.stream = copy
+                new.mux(packet)
     shown, probe = all_frames(cut), probe_video(cut)
     assert 0 < probe.frames == len(shown) < FRAMES
     assert probe.hidden_frames > 0
@@ -98,6 +107,8 @@ def test_a_stream_that_begins_between_key_frames_has_only_what_decodes(tmp_path:
     np.testing.assert_array_equal(read_frames(cut, probe, numbers), shown[numbers])
     for number in numbers:
         np.testing.assert_array_equal(read_at(cut, table, [number])[0], shown[number])
+    clip = ClipSpec(source="streamed", frames=2, store_px=48)
+    np.testing.assert_array_equal(read_clip(cut, clip, 0.0), shown[[0, 4]])
 
 
 def test_frames_that_change_in_size_and_covers_without_a_film_are_bad_files(tmp_path: Path) -> None:
