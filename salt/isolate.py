@@ -28,7 +28,7 @@ START_LIMIT_S = 120.0
 CHUNK = 16
 #: Imported once, by the fork server, instead of by every worker. Imported only: no decoder is opened before
 #: a fork.
-PRELOADED = ["numpy", "av", "decord", "salt.video"]
+PRELOADED = ["numpy", "av", "salt.video"]
 
 
 @dataclass(frozen=True)

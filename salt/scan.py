@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from salt.container import open_container, video_stream
 from salt.errors import UserError
+from salt.folders import said_of
+from salt.images import is_image, read_image
 from salt.isolate import run_isolated
 from salt.lists import VideoList, examine_list
 from salt.progress import progress
@@ -48,6 +51,8 @@ class FileReport:
 
 def examine_file(path: Path) -> FileReport:
     """Decode a file from end to end, then read it the way training does. Runs in a worker."""
+    if is_image(path):
+        return _examine_image(path)
     try:
         probe = probe_video(path)
     except VideoError as error:
@@ -68,15 +73,24 @@ def examine_file(path: Path) -> FileReport:
     return FileReport("good", None, probe, decodable)
 
 
+def _examine_image(path: Path) -> FileReport:
+    """An image is read as training reads it, by Pillow: FFmpeg has no animated WebP."""
+    try:
+        height, width = read_image(path).shape[:2]
+    except VideoError as error:
+        return FileReport("bad", error.reason)
+    probe = VideoProbe(width, height, fps=None, frames=1, hidden_frames=0, header_frames=None)
+    return FileReport("good", None, probe, 1)
+
+
 def count_decodable(path: Path) -> tuple[int, str | None]:
     """Frames that decode cleanly, and the first damage met, if any. The file has been probed already."""
     import av
 
     clean = 0
     damage: str | None = None
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
+    with open_container(path) as container:
+        stream = video_stream(container)
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
@@ -166,7 +180,8 @@ def write_clean_list(source: Path, rows: Sequence[ScanRow], out: Path) -> int:
         count += 1
     if count == 0:
         raise UserError(f"{source}: no usable file, so no clean list is written")
-    write_atomically(out, text.getvalue().encode())
+    with said_of(out.parent):
+        write_atomically(out, text.getvalue().encode())
     return count
 
 

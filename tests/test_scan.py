@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from salt.data_cli import main
+from salt.errors import UserError
 from salt.isolate import run_isolated
 from salt.lists import read_list
-from salt.scan import FileReport, scan_list
-from tests.video_kit import write_kit
+from salt.scan import FileReport, scan_list, write_clean_list
+from tests.video_kit import pattern, write_kit, write_video
 
 
 def misbehave(item: str) -> str:
@@ -139,3 +141,23 @@ def test_mistakes_end_with_code_2_and_write_nothing(
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.csv"]
+
+
+def test_pictures_and_old_titles_are_good_as_training_reads_them(tmp_path: Path) -> None:
+    """FFmpeg has no animated WebP, and PyAV wants tags to be UTF-8."""
+    frames = [Image.fromarray(pattern(number, 80, 60)) for number in range(3)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "still.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "still.jpg").read_bytes()[:600])
+    write_video(tmp_path / "new.mp4", 9)
+    data = (tmp_path / "new.mp4").read_bytes()
+    assert data.count(b"Lavf") == 1
+    (tmp_path / "old.mp4").write_bytes(data.replace(b"Lavf", "L\xe9v\xea".encode("latin-1")))
+    (tmp_path / "list.csv").write_text("path\nmoving.webp\nstill.jpg\ncut.jpg\nold.mp4\n")
+    rows = scan_list(tmp_path / "list.csv", workers=1)
+    assert [row.verdict for row in rows] == ["good", "good", "bad", "good"]
+    assert [(row.width_px, row.height_px) for row in rows[:2]] == [(80, 60)] * 2
+    assert "not a readable image" in (rows[2].reason or "")
+    assert rows[3].decodable_frames == 9
+    with pytest.raises(UserError, match="cannot write in /proc"):
+        write_clean_list(tmp_path / "list.csv", rows, Path("/proc/clean.csv"))
