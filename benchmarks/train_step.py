@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.environment import environment
 from salt.flops import step_cost
+from salt.linear import Linear
 from salt.masks import published_counts
 from salt.rehearsal import Rehearsal
 from salt.sizes import SIZES, grid
@@ -61,7 +62,8 @@ def main() -> None:
         print(
             f"{shape[0]}, predictor {shape[1][1]} x {shape[1][0]}, {shape[2]} frames of {shape[3]} px, "
             f"{shape[4]} clips: {found['step_ms']:.0f} ms a step, {found['gflop']:.1f} GFLOP, "
-            f"peak {found['peak_gflops']:.0f} GFLOP/s, share {found['share']:.3f}"
+            f"peak {found['peak_gflops']:.0f} GFLOP/s, share {found['share']:.3f} "
+            f"(by the layers' own product {found['layer_peak_gflops']:.0f} GFLOP/s)"
         )
         print("  " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in found["parts_ms"].items()))
 
@@ -97,9 +99,10 @@ def measure(spec: RunSpec, device: torch.device, *, rounds: int, steps: int) -> 
     step = Rehearsal(spec, device, compiled=device.type == "cuda")
     for _ in range(3):
         step()
-    peaks, times = [], []
+    peaks, layer_peaks, times = [], [], []
     for _ in range(rounds):
         peaks.append(peak_flops_per_s(device, spec.optim.precision))
+        layer_peaks.append(peak_flops_per_s(device, spec.optim.precision, layer=True))
         for _ in range(steps):
             times.append(timed(step, device))
     shares = [
@@ -110,6 +113,7 @@ def measure(spec: RunSpec, device: torch.device, *, rounds: int, steps: int) -> 
         "step_ms": 1e3 * statistics.median(times),
         "gflop": flops / 1e9,
         "peak_gflops": statistics.median(peaks) / 1e9,
+        "layer_peak_gflops": statistics.median(layer_peaks) / 1e9,
         "share": statistics.median(shares),
         "parts_ms": laps(step, device, steps),
     }
@@ -132,13 +136,19 @@ def laps(step: Rehearsal, device: torch.device, steps: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def peak_flops_per_s(device: torch.device, precision: str) -> float:
-    """The best of five products of two square matrices."""
+def peak_flops_per_s(device: torch.device, precision: str, layer: bool = False) -> float:
+    """The best of five products of two square matrices, as torch multiplies them or as the model's layers do."""
     side = PEAK_SIDE[device.type]
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-    left @ right
-    return 2 * side**3 / min(timed(lambda: left @ right, device) for _ in range(5))
+    linear = Linear(side, side, bias=False, device=device, dtype=kind)
+
+    @torch.no_grad()
+    def multiply() -> torch.Tensor:
+        return linear(left) if layer else left @ right
+
+    multiply()
+    return 2 * side**3 / min(timed(multiply, device) for _ in range(5))
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
