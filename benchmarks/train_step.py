@@ -137,7 +137,7 @@ def laps(step: Rehearsal, device: torch.device, steps: int) -> dict[str, float]:
 
 
 def peak_flops_per_s(device: torch.device, precision: str, layer: bool = False) -> float:
-    """The best of five products of two square matrices, as torch multiplies them or as the model's layers do."""
+    """The best of five products of two square matrices, by torch itself or by the model's layers."""
     side = PEAK_SIDE[device.type]
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
