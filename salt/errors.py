@@ -14,9 +14,24 @@ class RunFailed(RuntimeError):
     """A run stopped for a reason that belongs in its `error.json`.
 
     `kind` tells the causes apart: `diverged`, `data`, `teacher`, `trunk`, `checkpoint`, `config`, `disk`,
-    `ranks`, `code`.
+    `oom`, `ranks`, `killed`, `code`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class Interrupted(RunFailed):
+    """A run was asked to stop and did: no error, and nothing is written to `error.json`.
+
+    `step` is the step after which it stopped, None outside of training. `saved` says whether all steps up to
+    there are in a checkpoint. Its kind is `interrupted`, so that ranks agree on it like on a failure.
+    """
+
+    def __init__(self, *, step: int | None, saved: bool) -> None:
+        where = "" if step is None else f" after step {step}"
+        kept = "its state is saved" if saved else "what was saved before stays"
+        super().__init__("interrupted", f"stopped{where}; {kept}")
+        self.step = step
+        self.saved = saved
