@@ -20,6 +20,7 @@ from torch import nn
 from salt.features import clips_at_once
 from salt.flops import block_flops
 from salt.randomness import generator, torch_seed
+from salt.signals import STOP
 from salt.vit import NORM_EPS, Block, initialise
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def train_heads(
     steps = spec.attentive_epochs * batches
     piece = _clips_that_fit(vit, spec.attentive_blocks, train.tokens.shape[2])
     for step in range(steps):
+        STOP.check()
         epoch, number = divmod(step, batches)
         if number == 0:
             order, views = _epoch(spec, epoch, train.tokens.shape[:2])
@@ -225,6 +227,7 @@ def _accuracies(
     count, views = split.tokens.shape[:2]
     piece = min(clips_at_once(device), _clips_that_fit(vit, len(probes[0].blocks) + 1, split.tokens.shape[2]))
     for start in range(0, count, piece):
+        STOP.check()
         chosen = np.arange(start, min(start + piece, count))
         totals: list[torch.Tensor | None] = [None] * len(probes)
         for view in range(views):

@@ -22,6 +22,7 @@ from salt.folders import new_array, open_array, publish
 from salt.isolate import run_isolated
 from salt.lists import VideoList
 from salt.progress import progress as shown_progress
+from salt.signals import STOP
 from salt.specs import ClipSpec, Spec
 from salt.store import pretty_json, write_atomically
 from salt.video import DecodedClip, VideoError, decode_clips
@@ -164,6 +165,7 @@ def _decode_all(
                 log.warning("skipped %s: %s", videos.files[row], reason)
             done.append(item)
             note(item)
+            STOP.check()
             # A hopeless list is given up early, but not before there is enough to show.
             if len(bad) > max(10, max_bad_share * total):
                 break

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from salt.errors import RunFailed
 from salt.isolate import PRELOADED, START_LIMIT_S
+from salt.signals import ASKING, shielded
 from salt.video import VideoError
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 #: Clips in a worker's hands: the one that it decodes, and the next.
 IN_HAND = 2
-#: Signals by which schedulers announce the end of a job to all its processes.
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,8 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, memory, read), daemon=True)
-        self.process.start()
+        with shielded():
+            self.process.start()
         theirs.close()
         self.in_hand: deque[Job] = deque()
         self.ready = False
@@ -244,7 +244,7 @@ def _heed(worker: _Worker, kind: Literal["ready", "done", "error"], value: Any) 
 
 def _serve(connection: Connection, memory: SharedClips, read: Reader) -> None:
     """A worker's life: decode clip after clip, end when the parent closes the pipe or is gone."""
-    for number in IGNORED:
+    for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"  # as many workers as cores: no threads beneath them
     import torch

@@ -16,6 +16,7 @@ import torch
 from salt.batches import to_patches
 from salt.errors import RunFailed
 from salt.randomness import generator
+from salt.signals import STOP
 from salt.specs import ClipSpec, Frames, ModelSpec
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def read_features(
     sums = Sums()
     at_once = max(1, clips_at_once(device) // segments)
     for start in range(0, count, at_once):
+        STOP.check()
         part = slice(start, min(start + at_once, count))
         for view in range(views):
             crops = _crops(reading, part, view, clip)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from salt.signals import ASKING, shielded
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -47,7 +49,8 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(work, theirs), daemon=True)
-        self.process.start()
+        with shielded():
+            self.process.start()
         theirs.close()
         self.in_hand: deque[int] = deque()
         self.ready = False
@@ -170,7 +173,8 @@ def _exit_name(code: int | None) -> str:
 
 def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
     """A worker's life: take chunks, answer item by item, end when the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in ASKING:  # they are the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"  # as many workers as cores: no threads beneath them
     try:
         connection.send(("ready", -1, None))

@@ -27,6 +27,7 @@ from salt.probe_views import (
 )
 from salt.randomness import generator
 from salt.result_specs import ProbeResult, ProbeScore
+from salt.signals import STOP
 from salt.specs import Frames, ProbeKind, ProbeSpec, RunSpec, VitSpec
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ def _scores(
     for label, (numbers, classes) in labels.items():
         counts = np.bincount(numbers["report"], minlength=classes)
         for kind in suite.spec.kinds:
+            STOP.check()
             if kind == "attentive" and suite.encoder is None:
                 continue
             best = _best(kind, suite, classes, plain, features, numbers)

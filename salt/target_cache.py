@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from salt.errors import RunFailed
 from salt.progress import progress as shown_progress
+from salt.signals import STOP
 from salt.specs import RunSpec
 from salt.store import pretty_json, write_atomically
 from salt.target_files import (
@@ -331,6 +332,7 @@ def _encoded(
     clips, rows = index.identity.clips, index.shard_range(shard)
     row = rows.start
     while row < rows.stop:
+        STOP.check()
         view, first = divmod(row, clips)
         count = min(chunk_clips, rows.stop - row, clips - first)
         latents = _encode(index, view_crops, encode, np.arange(first, first + count), view)
