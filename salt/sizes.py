@@ -24,6 +24,10 @@ SIZES: dict[str, VitSpec] = {
     "vit_gg": _vit(1664, 48, 16, 8192),
 }
 
+#: Tokens along height or width at most: 2048 px at patches of 16. Tables that masks are drawn from grow with
+#: the fourth power: at this side they take a quarter of a gigabyte while they are made.
+MOST_SIDE = 128
+
 
 def patch_values(model: ModelSpec, clip: ClipSpec) -> int:
     """Numbers in one spatio-temporal patch: tubelet frames x patch height x patch width x channels."""
@@ -99,6 +103,12 @@ def check_model(model: ModelSpec, clip: ClipSpec, masks: tuple[MaskSpec, ...]) -
     if clip.crop_px > clip.store_px:
         problems.append(
             f"clip.crop_px {clip.crop_px} is larger than the stored clip, clip.store_px {clip.store_px}"
+        )
+    side = clip.crop_px // model.patch_px
+    if side > MOST_SIDE:
+        problems.append(
+            f"clip.crop_px {clip.crop_px} is {side} patches of model.patch_px {model.patch_px}: {MOST_SIDE} "
+            "at most, or masks could not be drawn in the memory of a computer"
         )
     if problems:
         return problems

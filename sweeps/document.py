@@ -1,15 +1,17 @@
 """YAML documents with plain rules, decoded strictly, with errors that name file, line and field.
 
 Values are read as in YAML 1.2: `200e9` and `1e-3` are numbers, only `true` and `false` are booleans, `010` is
-ten and `on`, `no` or `12:30` are text. A key that comes twice is refused.
+ten and `on`, `no` or `12:30` are text. A key that comes twice is refused, and so is every tag: nothing but
+text, numbers, booleans, lists and mappings comes out, whoever wrote the file.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,11 +23,23 @@ from salt.errors import UserError
 
 T = TypeVar("T")
 
+#: Values of a document once its aliases are written out. A study has hundreds; a few lines of anchors that
+#: hold each other nine times would have more than any memory.
+MOST_VALUES = 1_000_000
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is beyond what a number can hold")
+    return value
+
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with YAML 1.2 scalars."""
+    """The safe loader with YAML 1.2 scalars, and without the types that tags name."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_constructors: dict[str | None, Any] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -37,6 +51,7 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 message = f"the key {key.value!r} comes twice; keep one of them"
                 raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            self._refuse_surrogates(key)
             seen.add(key.value)
         # Keys are field names, so they stay text even where they look like numbers.
         return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
@@ -44,38 +59,79 @@ class _Loader(yaml.SafeLoader):
     def construct_plain_mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
         return self.construct_mapping(node)
 
+    def construct_plain_sequence(self, node: yaml.SequenceNode) -> list[Any]:
+        return [self.construct_object(item, deep=True) for item in node.value]
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        self._refuse_surrogates(node)
+        return str(node.value)
+
+    def construct_truth(self, node: yaml.ScalarNode) -> bool:
+        return self._scalar(node, {"true": True, "false": False}.__getitem__, node.value.lower())
+
+    def construct_nothing(self, node: yaml.ScalarNode) -> None:
+        return None
+
     def construct_decimal(self, node: yaml.ScalarNode) -> int:
-        return int(node.value.replace("_", ""))
+        return self._scalar(node, int, node.value.replace("_", ""))
 
     def construct_real(self, node: yaml.ScalarNode) -> float:
-        return float(node.value.replace("_", ""))
+        return self._scalar(node, _finite, node.value.replace("_", ""))
+
+    def refuse_tag(self, node: yaml.Node) -> Any:
+        raise yaml.constructor.ConstructorError(
+            None,
+            None,
+            f"the tag {node.tag!r} is not read: leave it out (text, numbers, booleans, lists, mappings are)",
+            node.start_mark,
+        )
+
+    def _refuse_surrogates(self, node: yaml.ScalarNode) -> None:
+        """An escape such as `\\ud800` is half a character: no file and no terminal can hold it."""
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            message = f"{node.value!r:.60} holds half a character (U+D800 to U+DFFF); write the character"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+
+    def _scalar(self, node: yaml.ScalarNode, kind: Callable[[str], T], text: str) -> T:
+        try:
+            return kind(text)
+        except (KeyError, ValueError) as error:  # of a tag that does not fit, or of too many digits
+            message = f"{_short(node.value)} is no {node.tag.rpartition(':')[2]}, or too large for one"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from error
 
 
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_BOOL, _NULL = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"
 for _tag, _pattern, _first in (
-    ("tag:yaml.org,2002:bool", r"^(true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("tag:yaml.org,2002:null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    (_BOOL, r"^(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    (_NULL, r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     (_INT, r"^[-+]?[0-9][0-9_]*$", "-+0123456789"),
     (_FLOAT, r"^[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$", "-+.0123456789"),
 ):
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 _Loader.add_constructor(_INT, _Loader.construct_decimal)
 _Loader.add_constructor(_FLOAT, _Loader.construct_real)
+_Loader.add_constructor(_BOOL, _Loader.construct_truth)
+_Loader.add_constructor(_NULL, _Loader.construct_nothing)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_plain_sequence)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_plain_mapping)
+_Loader.add_constructor(None, _Loader.refuse_tag)
 
 
 def parse_yaml(data: bytes, file: Path) -> dict[str, Any]:
     """The mapping in a YAML document.
 
     Raises:
-        UserError: not UTF-8, not YAML, a key twice, or not a mapping; names file and line.
+        UserError: not UTF-8, not YAML, a key twice, a tag, aliases of aliases without end, or not a mapping;
+            names file and line.
     """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     try:
-        value = yaml.load(text, Loader=_Loader)  # a subclass of the safe loader
+        value = _value_of(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark is not None else str(file)
@@ -85,6 +141,35 @@ def parse_yaml(data: bytes, file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{file}: expected keys such as `name:` and `budgets_flops:`, got {_short(value)}")
     return value
+
+
+def _value_of(text: str) -> Any:
+    """The value of a document: composed and counted first, so that aliases cannot grow beyond all bounds."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > MOST_VALUES:
+            message = f"more than {MOST_VALUES:,} values once its aliases are written out; write fewer"
+            raise yaml.composer.ComposerError(None, None, message, node.start_mark)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values under a node with its aliases written out; of one that holds itself, without end."""
+    number = id(node)
+    if number not in known:
+        known[number] = MOST_VALUES + 1  # what is met while it is counted holds itself
+        items: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            items = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            items = node.value
+        known[number] = 1 + sum(_values(item, known) for item in items)
+    return known[number]
 
 
 def decode(data: Any, kind: type[T], where: str) -> T:
@@ -100,13 +185,56 @@ def decode(data: Any, kind: type[T], where: str) -> T:
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        path = path.rstrip("`").removeprefix(".")
-        message = message[:1].lower() + message[1:].replace("`", "")
-        got = (
-            "" if path == "" or " required field " in message else f" (it is {_short(_value_at(data, path))})"
-        )
-        raise UserError(f"{where}{path or 'the document'}: {message}{got}") from error
+        raise UserError(f"{where}{_told(data, kind, error)}") from error
+
+
+def _told(data: Any, kind: type[Any], error: msgspec.ValidationError) -> str:
+    """What is wrong, where, and what stands there, from msgspec's own words.
+
+    msgspec writes `[...]` for a mapping's key; which one it is comes out by leaving all others out.
+    """
+    message, _, path = str(error).partition(" - at `")
+    message = message[:1].lower() + message[1:].replace("`", "")
+    steps: list[Any] = []
+    for name, index in re.findall(r"([^.\[\]`$]+)|\[(\d+|\.\.\.)\]", path.removeprefix("key` in `")):
+        if index != "...":
+            steps.append(name or int(index))
+            continue
+        key = _key_at_fault(data, kind, error, steps)
+        if key is None:
+            break
+        steps.append(key)
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+    if path.startswith("key` in `"):
+        return f"{place or 'the document'}: {message}, as a key"
+    got = "" if not place or " required field " in message else f" (it is {_short(_value_at(data, steps))})"
+    return f"{place or 'the document'}: {message}{got}"
+
+
+def _key_at_fault(data: Any, kind: type[Any], error: Exception, steps: list[Any]) -> str | None:
+    """The key of the mapping at `steps` that alone gives the same error."""
+    for key, value in _value_at(data, steps).items():
+        try:
+            msgspec.convert(_with_value(data, steps, {key: value}), kind)
+        except msgspec.ValidationError as found:
+            if str(found) == str(error):
+                return str(key)
+    return None
+
+
+def _value_at(data: Any, steps: list[Any]) -> Any:
+    for step in steps:
+        data = data[step]
+    return data
+
+
+def _with_value(data: Any, steps: list[Any], value: Any) -> Any:
+    """A copy of the document with another value at a place."""
+    if not steps:
+        return value
+    copy = data.copy()
+    copy[steps[0]] = _with_value(data[steps[0]], steps[1:], value)
+    return copy
 
 
 @functools.lru_cache
@@ -158,12 +286,6 @@ def _unknown_keys(data: Any, kind: msgspec.inspect.Type, path: str) -> list[str]
         for index, item in enumerate(data):
             found += _unknown_keys(item, kind.item_type, f"{path}[{index}]")
     return found
-
-
-def _value_at(data: Any, path: str) -> Any:
-    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-        data = data[key] if key else data[int(index)]
-    return data
 
 
 def _short(value: Any) -> str:

@@ -6,6 +6,7 @@ import functools
 
 import msgspec
 
+from salt.sizes import MOST_SIDE
 from salt.specs import MaskSpec
 from sweeps.config import MaskConfig
 
@@ -34,13 +35,28 @@ def _counts(config: MaskConfig, places: Grid) -> tuple[int, int]:
     if config.kind == "tube":
         return tube_counts(config.ratio, places) if config.ratio is not None else (1, 1)
     context = config.context_frames
-    # A grid without places, or a context without later time steps, is refused with its reason elsewhere.
+    # A grid without places or of too many, or a context without later time steps, is refused elsewhere.
     bad_context = (config.kind == "causal") != (context is not None and context < places[0])
-    if not all(places) or config.aspect_min > config.aspect_max or bad_context:
+    bad_grid = not all(places) or max(places[1:]) > MOST_SIDE
+    if bad_grid or bad_context or config.aspect_min > config.aspect_max or _too_large(config):
         return 1, 1
     clips = config.keep_clips if config.keep == "batch_min" else CLIPS_PER_DEVICE
     shape = (config.blocks, config.scale, config.aspect_min, config.aspect_max)
     return published_counts(*shape, places, clips, context)
+
+
+def _too_large(config: MaskConfig) -> list[str]:
+    """Numbers that would take hours, or more memory than there is, to draw."""
+    from salt.masks import CLIPS_PER_DEVICE, MOST_BLOCKS
+
+    most = CLIPS_PER_DEVICE * MOST_BLOCKS
+    if config.blocks > MOST_BLOCKS:
+        return [f".blocks {config.blocks}: {MOST_BLOCKS} at most, each with a larger scale"]
+    if config.keep == "batch_min" and config.keep_clips * config.blocks > most:
+        return [
+            f".keep_clips {config.keep_clips}: with {config.blocks} blocks, {most // config.blocks} at most"
+        ]
+    return []
 
 
 def tube_counts(ratio: float, places: Grid) -> tuple[int, int]:
@@ -64,7 +80,7 @@ def mask_mistakes(config: MaskConfig, where: str, places: Grid) -> list[str]:
                 f"{where}.ratio {config.ratio:g}: only of `kind: tube`; a {config.kind} mask takes `scale`, "
                 "or visible_tokens and target_tokens"
             )
-        return problems
+        return problems + [f"{where}{problem}" for problem in _too_large(config)]
     if config.ratio is not None and counts:
         problems.append(f"{where}.ratio {config.ratio:g}: {counts[0]} is given too; keep one of them")
     if config.ratio is None and len(counts) < 2:
