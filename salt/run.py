@@ -8,18 +8,20 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from salt.errors import RunFailed, UserError
+from salt.attempts import Attempt, begin_attempt, end_attempt
+from salt.errors import Interrupted, RunFailed, UserError
+from salt.failures import as_failure
 from salt.flops import run_cost
 from salt.plan_specs import PlannedRun
 from salt.problems import run_problems
 from salt.result_specs import ListSeen, RunError, RunResult
+from salt.signals import STOP
 from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 
@@ -28,12 +30,6 @@ if TYPE_CHECKING:
     from salt.specs import ClipSpec
     from salt.vit import Encoder
     from salt.world import World
-
-
-class Environment(msgspec.Struct, kw_only=True):
-    """`env.json`: provenance of each attempt. It is not part of the run's identity."""
-
-    attempts: list[dict[str, str | None]] = []
 
 
 def execute(
@@ -49,8 +45,9 @@ def execute(
 
     The caller holds the run's claim. Processes that torchrun or srun started (`salt.world.join`) train
     together; rank 0 alone writes and probes, the others return when training ends. A failure is written to
-    `error.json` and raised as `RunFailed`; a later call tries again from the last checkpoint. A spec that is
-    not the one that the run is named after raises `RunFailed` before anything is written.
+    `error.json` and raised as `RunFailed`; a later call tries again from the last checkpoint. A run that was
+    asked to stop (`salt.signals.STOP`) raises `Interrupted`, which is no error. A spec that is not the one
+    that the run is named after raises `RunFailed` before anything is written.
     """
     import torch
 
@@ -71,26 +68,32 @@ def execute(
         try:
             _train(run, planned, execution, attempt, warn, world)
         except Exception as error:
-            failure = _failed(error)
-            if world.main:
-                _record(run, failure, attempt, error)
-            raise failure from error
+            raise _ended(run, attempt, error, main=world.main) from error
     if not world.main:
         return
     try:
         _probe_and_finish(run, planned, probes, execution, attempt)
     except Exception as error:
-        failure = _failed(error)
-        _record(run, failure, attempt, error)
-        raise failure from error
+        raise _ended(run, attempt, error, main=True) from error
+    end_attempt(run, "done")
 
 
-def _failed(error: Exception) -> RunFailed:
-    if isinstance(error, RunFailed):
-        return error
-    if isinstance(error, UserError):  # lists and videos: the user's to mend, but found inside a run
-        return RunFailed("data", str(error))
-    return RunFailed("code", f"{type(error).__name__}: {error}")
+def _ended(run: RunDir, attempt: int, error: Exception, *, main: bool) -> RunFailed:
+    """What ended an attempt; rank 0 (`main`) writes it down."""
+    failure = as_failure(error)
+    # Others may have been quicker to stop, so that this rank has lost them.
+    if failure.kind == "interrupted" or (failure.kind == "ranks" and STOP.requested):
+        if not isinstance(failure, Interrupted):
+            failure = Interrupted(step=None, saved=False)
+        if main:
+            end_attempt(run, "stopped", str(failure))
+    elif main:
+        try:
+            _record(run, failure, attempt, error)
+            end_attempt(run, failure.kind, str(failure))
+        except (OSError, RunFailed, UserError) as second:  # a full disk, say: the cause must not be lost
+            return RunFailed(failure.kind, f"{failure} (which {run.error} does not say: {second})")
+    return failure
 
 
 def _train(
@@ -138,6 +141,7 @@ def _probe_and_finish(
     branch, digest = "raw", ""
     opened: dict[tuple[ClipSpec, str], Clips] = {}
     for probe_id in planned.probe_ids:
+        STOP.check()
         if run.probe(probe_id).exists():
             continue
         from salt.probe import run_probes
@@ -210,15 +214,12 @@ def _begin(run: RunDir, spec: RunSpec) -> int:
             )
     else:
         write_atomically(run.spec, pretty_json(spec))
-    environment = Environment()
-    if run.env.exists():
-        environment = msgspec.json.decode(run.env.read_bytes(), type=Environment)
-    environment.attempts.append(_provenance())
-    write_atomically(run.env, pretty_json(environment))
-    return len(environment.attempts)
+    attempt = begin_attempt(run, _provenance())
+    run.error.unlink(missing_ok=True)  # what it said stays in env.json
+    return attempt
 
 
-def _provenance() -> dict[str, str | None]:
+def _provenance() -> Attempt:
     from importlib.metadata import version
 
     return {
@@ -246,6 +247,8 @@ def _git_commit() -> str | None:
 
 
 def _record(run: RunDir, failure: RunFailed, attempt: int, error: Exception) -> None:
+    import traceback
+
     from salt.metrics import read_metrics
 
     rows = read_metrics(run.metrics)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from salt import __version__, exchange_cli, probe_cli
-from salt.errors import UserError
+from salt.errors import Interrupted, UserError
 from salt.plan_specs import PlannedRun
 from salt.plans import choose_plan, plan_names, read_plan
 from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
@@ -111,13 +111,19 @@ def _run(arguments: argparse.Namespace, store: Path) -> int:
     else:
         from salt.claim import Claim, ClaimHeld
         from salt.run import execute
+        from salt.signals import heeding
 
-        try:  # the claim is rank 0's; without it that process ends, and its launcher ends the others
-            claim = Claim.acquire(run) if main else nullcontext()
-        except ClaimHeld as held:
-            raise UserError(f"{held}: wait for it, or stop it") from held
-        with claim:
-            execute(store, planned, probes, execution, processes=arguments.processes)
+        with heeding():
+            try:  # the claim is rank 0's; without it that process ends, and its launcher ends the others
+                claim = Claim.acquire(run) if main else nullcontext()
+            except ClaimHeld as held:
+                raise UserError(f"{held}: wait for it, or stop it") from held
+            try:
+                with claim:
+                    execute(store, planned, probes, execution, processes=arguments.processes)
+            except Interrupted as stop:
+                print(f"run {planned.run_id} {stop}; the same command goes on from there", file=sys.stderr)
+                return 130
     if main:
         _print(summary(run), arguments.json)
     return 0
@@ -242,7 +248,10 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
     if found["loss"] is not None:
         print(f"last logged loss: {found['loss']:.4f}")
     if found["error"] is not None:
-        print(f"error ({found['error']['kind']}): {found['error']['message']}")
+        error = found["error"]
+        print(f"error ({error['kind']}), attempt {error['attempt']} on {error['host']}: {error['message']}")
+        if error["traceback"]:
+            print(error["traceback"].rstrip())
     for score in found["scores"]:
         print(
             f"{score['label']}, {score['kind']}, frames {score['frames']}: accuracy {score['accuracy']:.1%} "
