@@ -30,6 +30,13 @@ class VideoError(Exception):
         return (VideoError, (self.path, self.reason))  # survives the way out of a worker
 
 
+class NotDecoded(VideoError):
+    """PyAV has no way to decode this file's frames, which is not to say that they are damaged."""
+
+    def __reduce__(self) -> tuple[type[NotDecoded], tuple[Path, str]]:
+        return (NotDecoded, (self.path, self.reason))
+
+
 @dataclass(frozen=True)
 class VideoProbe:
     """What the container says, without decoding. `None` is "the file does not say".
@@ -45,6 +52,7 @@ class VideoProbe:
     frames: int
     hidden_frames: int
     header_frames: int | None
+    codec: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,35 @@ class FrameTable:
         return times
 
 
+@dataclass(frozen=True)
+class FileIndex:
+    """A file read packet by packet, with or without a decoder for it; what only a decoder says is None then.
+
+    `container` is FFmpeg's name of the format, such as `mov,mp4,m4a,3gp,3g2,mj2`.
+    """
+
+    table: FrameTable
+    container: str
+    hidden_frames: int
+    width_px: int | None
+    height_px: int | None
+
+
+def file_index(path: Path) -> FileIndex:
+    """The index of a file whose frames another decoder is to read. Raises VideoError as `probe_video`
+    does."""
+    with _opened(path, needs_decoder=False) as (container, stream):
+        packets = _read_packets(path, container, stream)
+        context = stream.codec_context
+        return FileIndex(
+            table=_from_packets(packets, container, stream),
+            container=container.format.name,
+            hidden_frames=packets.hidden,
+            width_px=None if context is None else context.width,
+            height_px=None if context is None else context.height,
+        )
+
+
 def probe_video(path: Path) -> VideoProbe:
     """Read the container's index. Raises VideoError for a file that is no video, cut short or frameless."""
     probe = _look(path, False)[1]
@@ -78,7 +115,7 @@ def probe_video(path: Path) -> VideoProbe:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Path, *, needs_decoder: bool = True) -> Iterator[tuple[Any, Any]]:
     """A file's container and its stream of pictures. Raises VideoError if there is none, or FFmpeg fails."""
     import av
 
@@ -89,8 +126,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             stream = video_stream(container)
             if stream is None:
                 raise VideoError(path, "no video stream")
-            if stream.codec_context is None:
-                raise VideoError(path, "no decoder for its video stream")
+            if needs_decoder and stream.codec_context is None:
+                raise NotDecoded(path, "no decoder for its video stream")
             yield container, stream
     except av.error.FFmpegError as error:
         raise VideoError(path, f"not a readable video: {error.strerror}") from error
@@ -121,6 +158,25 @@ def video_stream(container: Any) -> Any:
                 stream.thread_type = "NONE"
             return stream
     return None
+
+
+def not_able(error: Exception) -> bool:
+    """Whether FFmpeg says of itself that it cannot decode something, rather than that the data are
+    damaged."""
+    import av
+
+    kinds = av.error
+    return isinstance(
+        error,
+        (
+            kinds.PatchWelcomeError,
+            kinds.NotImplementedError,
+            kinds.DecoderNotFoundError,
+            kinds.ExperimentalError,
+            kinds.BugError,
+            kinds.ExternalError,
+        ),
+    )
 
 
 def decodes_a_frame(path: Path) -> bool:
@@ -214,7 +270,8 @@ def _from_packets(packets: _Packets, container: Any, stream: Any) -> FrameTable:
 
     known = sorted({time for time in packets.times if time is not None})
     # An AVI has no times of showing: what its packets say is the order in which they are decoded.
-    made_up = container.format.name == "avi" and stream.codec_context.has_b_frames
+    context = stream.codec_context
+    made_up = container.format.name == "avi" and (context is None or context.has_b_frames)
     if made_up or len(known) < len(packets.times):  # or some have no time, or two have the same
         return FrameTable(len(packets.times), None, None, 0.0, False)
     keys_at = np.array(sorted(key for key in packets.keys if key is not None), np.int64)
@@ -232,6 +289,7 @@ def _probe(packets: _Packets, container: Any, stream: Any) -> VideoProbe:
         frames=len(packets.times),
         hidden_frames=packets.hidden,
         header_frames=stream.frames or None,
+        codec=stream.codec_context.name,
     )
 
 

@@ -45,10 +45,10 @@ class Outcome(Generic[R]):
 class _Worker:
     """One process, the items it has in hand (oldest first) and when it last gave a sign of life."""
 
-    def __init__(self, context: Any, work: Callable[[Any], Any]) -> None:
+    def __init__(self, context: Any, work: Callable[[Any], Any], memory_bytes: int | None) -> None:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+        self.process = context.Process(target=_serve, args=(work, theirs, memory_bytes), daemon=True)
         with shielded():
             self.process.start()
         theirs.close()
@@ -68,13 +68,19 @@ class _Worker:
 
 
 def run_isolated(
-    work: Callable[[T], R], items: Sequence[T], *, workers: int, limit_s: float
+    work: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    workers: int,
+    limit_s: float,
+    memory_bytes: int | None = None,
 ) -> Iterator[Outcome[R]]:
     """Yield one Outcome per item, in the order in which they finish.
 
     `work` is a function of a module, so that a process can import it; items are small (a path, numbers).
-    `limit_s` is the time one item may take. An item whose worker dies or runs past the limit comes back as
-    lost and is not tried again. An exception in `work` is a fault of the program: it is raised here as
+    `limit_s` is the time one item may take, `memory_bytes` what a worker may take beyond what it starts with
+    (where the system has /proc). An item whose worker dies or runs past a limit comes back as lost and is not
+    tried again. An exception in `work` is a fault of the program: it is raised here as
     RuntimeError with the worker's traceback.
     """
     if not items:
@@ -88,7 +94,7 @@ def run_isolated(
         while open_items:
             busy = sum(1 for worker in crew if worker.in_hand)
             while todo and len(crew) < max(1, workers) and len(crew) - busy < len(todo):
-                crew.append(_Worker(context, work))
+                crew.append(_Worker(context, work, memory_bytes))
             for worker in crew:
                 _hand_out(worker, todo, items, len(crew))
             for outcome in _listen(crew, todo, limit_s):
@@ -125,6 +131,9 @@ def _listen(crew: list[_Worker], todo: deque[int], limit_s: float) -> Iterator[O
                 message = worker.connection.recv()
             except (EOFError, OSError):
                 yield from _bury(crew, worker, todo, None)
+                continue
+            if message[0] == "memory":
+                yield from _bury(crew, worker, todo, message[2])
                 continue
             yield from _heed(worker, message)
         elif worker.in_hand and time.monotonic() > worker.deadline(limit_s):
@@ -171,19 +180,38 @@ def _exit_name(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
+def _limit_memory(memory_bytes: int) -> None:
+    """Let this process take that much more; then allocations fail, which ends most decoders in good order."""
+    import resource
+
+    try:
+        with open("/proc/self/statm") as file:
+            now_bytes = int(file.read().split()[5]) * resource.getpagesize()
+    except OSError:
+        return  # no way to tell what is in use already
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = now_bytes + memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
+
+
+def _serve(work: Callable[[Any], Any], connection: Connection, memory_bytes: int | None) -> None:
     """A worker's life: take chunks, answer item by item, end when the parent closes the pipe."""
     for number in ASKING:  # they are the parent's to handle
         signal.signal(number, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"  # as many workers as cores: no threads beneath them
+    if memory_bytes is not None:
+        _limit_memory(memory_bytes)
     try:
         connection.send(("ready", -1, None))
         while True:
             for index, item in connection.recv():
                 try:
                     value = work(item)
-                except Exception:  # noqa: BLE001 - goes whole to the parent, which raises it
-                    connection.send(("error", index, traceback.format_exc()))
+                except Exception as error:  # noqa: BLE001 - goes whole to the parent, which raises it
+                    kind, said = "error", traceback.format_exc()
+                    if memory_bytes is not None and isinstance(error, MemoryError):
+                        kind, said = "memory", f"took more than {memory_bytes / 1e9:g} GB of memory"
+                    connection.send((kind, index, said))
                     return
                 connection.send(("done", index, value))
     except (EOFError, OSError):

@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salt.container import FrameTable, VideoError, frame_table, open_container, video_stream
+from salt.container import (
+    FrameTable,
+    NotDecoded,
+    VideoError,
+    frame_table,
+    not_able,
+    open_container,
+    video_stream,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +76,8 @@ def _read(
         if found is None:
             found = _by_count(path, wanted, short_px)
     except av.error.FFmpegError as error:
+        if not_able(error):
+            raise NotDecoded(path, f"PyAV cannot decode it: {error.strerror}") from error
         raise VideoError(
             path, f"damaged: a frame up to {wanted[-1]} does not decode: {error.strerror}"
         ) from error

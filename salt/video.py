@@ -1,9 +1,10 @@
 """From a video or image file to the uint8 frames of a clip.
 
-PyAV decodes, one way for stored clips and streamed ones (`salt.seeking`). decord is about as fast
-(`benchmarks/decode_speed.py`), but its 0.6.0 gave other frames than asked for, without a word: in MP4 files
-with open groups of pictures, periodic intra refresh or edit lists, in AVI, ASF, MPEG transport and program
-streams; and sheared ones at widths of 16, 24, 48 and 72 pixels.
+PyAV decodes, one way for stored clips and streamed ones (`salt.seeking`); where it cannot, another decoder
+may (`salt.decoders`). decord is about as fast (`benchmarks/decode_speed.py`), but its 0.6.0 gave other frames
+than asked for, without a word, where it had to seek: in MP4 files with open groups of pictures, periodic
+intra refresh or edit lists, in AVI, ASF, MPEG transport and program streams; and sheared ones at widths of
+16, 24, 48 and 72 pixels.
 
 Readers are opened per clip, with one thread, and closed before the function returns.
 """
@@ -16,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from salt import decoders
 from salt.container import (
     FrameTable,
+    NotDecoded,
     VideoError,
     VideoProbe,
     decodes_a_frame,
@@ -63,21 +66,26 @@ class DecodedClip:
     """A clip, or several of one file; `padded_frames` of their frames are repeats made up by the short-clip
     policy.
 
-    An image has one frame, and its repeats are no padding: a still clip is what was asked for.
+    An image has one frame, and its repeats are no padding: a still clip is what was asked for. `decoder` is
+    who gave the frames.
     """
 
     frames: NDArray[np.uint8]  # [frames, store_px, store_px, channels]; from `decode_clips` [clips, ...]
     padded_frames: int
     video_frames: int
+    decoder: str = decoders.PYAV
 
 
-def read_clip(path: Path, clip: ClipSpec, place: float) -> NDArray[np.uint8]:
+def read_clip(
+    path: Path, clip: ClipSpec, place: float, decodable_frames: int | None = None
+) -> NDArray[np.uint8]:
     """A clip of whole upright frames for random crops, RGB uint8 [frames, height, width, 3].
 
     `place` in [0, 1) picks the start: with starts 0 to L possible it is floor(place * (L + 1)), so a uniform
     place makes all starts equally likely. Frames keep the file's size, unless their short side is above
     `store_px`: then they are scaled down to it, which keeps clips of large files small. Nothing is scaled up
-    or cut away. A file too short for the clip follows `short_clips`; an image is its one frame, repeated.
+    or cut away. A file too short for the clip follows `short_clips`; an image is its one frame, repeated. No
+    frame past the first `decodable_frames` is asked for. `decoders.take_served` then says who decoded.
 
     Raises VideoError for anything that keeps this file from giving these frames.
     """
@@ -85,10 +93,28 @@ def read_clip(path: Path, clip: ClipSpec, place: float) -> NDArray[np.uint8]:
 
     if is_image(path):
         picture = read_image(path, clip.store_px)
+        decoders.note_served(decoders.PILLOW)
         return np.broadcast_to(picture, (clip.frames, *picture.shape))  # `crop` crops it once
-    return read_chosen(
-        path, lambda table: _choose(path, table, clip, lambda last: start_at(place, last))[0], clip.store_px
-    )[0]
+    start_of = partial(start_at, place)
+    frames, _, name = _read(
+        path, lambda table: _choose(path, table, clip, start_of, decodable_frames)[0], clip.store_px
+    )
+    decoders.note_served(name)
+    return frames
+
+
+def _read(
+    path: Path, choose: decoders.Choose, short_px: int | None = None
+) -> tuple[NDArray[np.uint8], FrameTable, str]:
+    """The frames that `choose` picks, the file's table and who decoded: PyAV, or another in its place."""
+    failure: VideoError | None = None
+    if decoders.serving(path) == decoders.PYAV:
+        try:
+            return *read_chosen(path, choose, short_px), decoders.PYAV
+        except NotDecoded as error:
+            failure = error
+    frames, table, name = decoders.read_otherwise(path, choose, failure)
+    return decoders.scaled(frames, short_px), table, name
 
 
 def decode_clip(path: Path, clip: ClipSpec, start: int | None = None) -> NDArray[np.uint8]:
@@ -107,21 +133,25 @@ def decode(path: Path, clip: ClipSpec, start: int | None = None) -> DecodedClip:
     return _decode_at(path, clip, lambda last: last // 2 if start is None else start)
 
 
-def decode_clips(path: Path, clip: ClipSpec) -> DecodedClip:
+def decode_clips(path: Path, clip: ClipSpec, decodable_frames: int | None = None) -> DecodedClip:
     """The `clips_per_file` stored clips of a file, frames uint8 [clips_per_file, frames, S, S, channels].
 
     They start at the centres of that many equal parts of the possible starts; in a file with fewer starts,
-    or an image, some are the same. Raises VideoError if one of them cannot be had.
+    or an image, some are the same. Frames past the first `decodable_frames` are as if they were not there.
+    Raises VideoError if one of them cannot be had.
     """
     import numpy as np
 
     clips = clip.clips_per_file
     if is_image(path):
         still = _still(path, clip)
-        return DecodedClip(np.repeat(still.frames[None], clips, axis=0), 0, 1)
-    decoded = [_decode_at(path, clip, partial(_nth_start, number, clips)) for number in range(clips)]
-    frames = np.stack([one.frames for one in decoded])
-    return DecodedClip(frames, sum(one.padded_frames for one in decoded), decoded[0].video_frames)
+        return DecodedClip(np.repeat(still.frames[None], clips, axis=0), 0, 1, still.decoder)
+    decoded = [
+        _decode_at(path, clip, partial(_nth_start, number, clips), decodable_frames)
+        for number in range(clips)
+    ]
+    frames, last = np.stack([one.frames for one in decoded]), decoded[-1]
+    return DecodedClip(frames, sum(one.padded_frames for one in decoded), last.video_frames, last.decoder)
 
 
 def _nth_start(number: int, clips: int, last: int) -> int:
@@ -132,32 +162,33 @@ def _still(path: Path, clip: ClipSpec) -> DecodedClip:
     import numpy as np
 
     square = resize_square(read_image(path)[None], clip.store_px, clip.channels)
-    return DecodedClip(np.repeat(square, clip.frames, axis=0), 0, 1)
+    return DecodedClip(np.repeat(square, clip.frames, axis=0), 0, 1, decoders.PILLOW)
 
 
-def _decode_at(path: Path, clip: ClipSpec, start_of: Callable[[int], int]) -> DecodedClip:
-    frames, table = read_chosen(path, lambda table: _choose(path, table, clip, start_of)[0])
-    padded = _choose(path, table, clip, start_of)[1]
-    return DecodedClip(resize_square(frames, clip.store_px, clip.channels), padded, table.frames)
+def _decode_at(
+    path: Path, clip: ClipSpec, start_of: Callable[[int], int], decodable_frames: int | None = None
+) -> DecodedClip:
+    frames, table, name = _read(path, lambda table: _choose(path, table, clip, start_of, decodable_frames)[0])
+    padded = _choose(path, table, clip, start_of, decodable_frames)[1]
+    return DecodedClip(resize_square(frames, clip.store_px, clip.channels), padded, table.frames, name)
 
 
 def _choose(
-    path: Path, table: FrameTable, clip: ClipSpec, start_of: Callable[[int], int]
+    path: Path,
+    table: FrameTable,
+    clip: ClipSpec,
+    start_of: Callable[[int], int],
+    decodable_frames: int | None,
 ) -> tuple[list[int], int]:
     """Frame numbers of a clip and how many are padding; `start_of` the last possible start is its start."""
+    frames = table.frames if decodable_frames is None else min(decodable_frames, table.frames)
     try:
-        start = start_of(_last_start(path, table, clip))
         if clip.frame_rate_hz is None:
-            return pick_frames(table.frames, clip, start)
-        return pick_by_time(_times_s(path, table), clip, start)
+            return pick_frames(frames, clip, start_of(last_start(frames, clip)))
+        times_s = _times_s(path, table)[:frames]
+        return pick_by_time(times_s, clip, start_of(last_start_by_time(times_s, clip)))
     except ValueError as error:
         raise VideoError(path, str(error)) from error
-
-
-def _last_start(path: Path, table: FrameTable, clip: ClipSpec) -> int:
-    if clip.frame_rate_hz is None:
-        return last_start(table.frames, clip)
-    return last_start_by_time(_times_s(path, table), clip)
 
 
 def _times_s(path: Path, table: FrameTable) -> NDArray[np.float64]:
