@@ -12,25 +12,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from salt.attempts import Fruitless
 from salt.claim import Claim, ClaimHeld, read_claim
+from salt.failures import ended_how
 from salt.plan_specs import Plan
+from salt.signals import GRACE_VARIABLE, STOP, grace_s, heeding
 from salt.store import RunDir
 from slurm.pace import Pace
 from slurm.progress import Display
-from slurm.states import State, assess
-from slurm.status import last_step, plan_status
-from slurm.worker import RUNS_FAILED, record_error
+from slurm.states import Retry, State, assess
+from slurm.status import plan_status
+from slurm.worker import RUNS_FAILED, give_up
 
 #: A worker process that dies is replaced at most this often in one submission.
 RESTARTS = 20
-#: A run that takes its worker down this often, without a new step in between, is given up.
-DEATHS_OF_A_RUN = 3
-#: After Ctrl-C a worker has this long to give its claim back.
-GRACE_S = 15.0
+#: A worker that is asked to stop has the grace time to save and give its claim back, and this for itself.
+GIVE_BACK_S = 5.0
 WATCH_EVERY_S = 0.5
 
 
@@ -42,6 +42,12 @@ class Submission:
     plan: Plan
     since_ns: int  # errors older than this are retried
     retry_diverged: bool = False
+    retry_given_up: bool = False
+
+    @property
+    def retry(self) -> Retry:
+        """Which errors are let be."""
+        return Retry(since_ns=self.since_ns, diverged=self.retry_diverged, given_up=self.retry_given_up)
 
     @property
     def folder(self) -> Path:
@@ -64,7 +70,6 @@ class Fleet:
     deaths: list[str] = field(default_factory=list)  # one sentence each
     _alive: list[_Worker] = field(default_factory=list)
     _started: int = 0
-    _deaths_of_run: Counter[tuple[str, int | None]] = field(default_factory=Counter)
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:
@@ -88,10 +93,10 @@ class Fleet:
         return bool(self._alive)
 
     def stop(self) -> None:
-        """Ask the workers to stop, and end those that do not within `GRACE_S`."""
+        """Ask the workers to stop, and end those that do not within the grace time."""
         for worker in self._alive:
             worker.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + grace_s() + GIVE_BACK_S
         for worker in self._alive:
             try:
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
@@ -107,6 +112,7 @@ class Fleet:
         command += ["--plan", self.submission.plan.name, "--since-ns", str(self.submission.since_ns)]
         command += ["--parent", str(os.getpid())]
         command += ["--retry-diverged"] if self.submission.retry_diverged else []
+        command += ["--retry-given-up"] if self.submission.retry_given_up else []
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 command,
@@ -120,18 +126,14 @@ class Fleet:
 
     def mourn(self, pid: int, code: int, log: Path) -> None:
         """Note a worker's death; give up a run that keeps killing; start another worker if that can help."""
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        how = ended_how(code)
         runs = self._runs_of(pid)
         on = f" while it had run {', '.join(folder.run_id for folder in runs)}" if runs else ""
         self.deaths.append(f"worker process {pid} {how}{on}; its log: {log}")
         for folder in runs:
-            key = (folder.run_id, last_step(folder.metrics))
-            self._deaths_of_run[key] += 1
-            if self._deaths_of_run[key] >= DEATHS_OF_A_RUN:
-                _give_up(
-                    folder,
-                    f"took its worker down {DEATHS_OF_A_RUN} times without a new step: the last one {how}",
-                )
+            vain = self.submission.retry.given_up_after(folder)
+            if vain is not None:
+                _give_up(folder, vain, how)
         # One that ends by itself without a run, say because it cannot start, would only do so again.
         if len(self._alive) < self.workers and len(self.deaths) <= RESTARTS and (runs or code < 0):
             self._start_one()
@@ -147,10 +149,10 @@ class Fleet:
         return found
 
 
-def _give_up(folder: RunDir, message: str) -> None:
+def _give_up(folder: RunDir, vain: Fruitless, how: str) -> None:
     try:
         with Claim.acquire(folder):
-            record_error(folder, "killed", message)
+            give_up(folder, vain, f"its process {how}")
     except ClaimHeld:
         return  # another worker has resumed it already: it gets its chance
 
@@ -172,24 +174,37 @@ def worker_environment(threads: int) -> dict[str, str]:
 def run_local(submission: Submission, workers: int) -> int:
     """Run what the plan lacks with `workers` processes.
 
-    Returns 0 when every run of the plan is done, 1 when some are not; raises KeyboardInterrupt after stopping
-    the workers.
+    Returns 0 when every run of the plan is done, 1 when some are not. When asked to stop, it passes that on
+    to the workers, waits for them and raises KeyboardInterrupt; asking again changes nothing.
     """
     fleet = Fleet(submission, workers)
-    told = 0
-    try:
-        with Display(Pace(submission.store, submission.plan, workers)) as display:
-            fleet.start()
-            while fleet.watch():
-                for death in fleet.deaths[told:]:
-                    display.say(death)
-                told = len(fleet.deaths)
-                display.show(plan_status(submission.store, submission.plan))
-                time.sleep(WATCH_EVERY_S)
-            for death in fleet.deaths[told:]:
-                display.say(death)
-            display.show(plan_status(submission.store, submission.plan), last=True)
-    finally:
-        fleet.stop()
+    with heeding() as stop:
+        try:
+            with Display(Pace(submission.store, submission.plan, workers)) as display:
+                _watch(fleet, display)
+                if stop.request is not None:
+                    display.say(
+                        f"asked to stop ({stop.request.signal_name}): runs save, and go on when submitted "
+                        f"again; workers that take longer than {grace_s():g} s ({GRACE_VARIABLE}) are ended"
+                    )
+        finally:
+            fleet.stop()
+        if stop.requested:
+            raise KeyboardInterrupt
     standings = assess(submission.store, submission.plan)
     return 0 if all(standing.state is State.DONE for standing in standings.values()) else 1
+
+
+def _watch(fleet: Fleet, display: Display) -> None:
+    """Show how things go until no worker is left, or this process is to stop."""
+    submission, told = fleet.submission, 0
+    fleet.start()
+    while fleet.watch() and not STOP.requested:
+        for death in fleet.deaths[told:]:
+            display.say(death)
+        told = len(fleet.deaths)
+        display.show(plan_status(submission.store, submission.plan))
+        time.sleep(WATCH_EVERY_S)
+    for death in fleet.deaths[told:]:
+        display.say(death)
+    display.show(plan_status(submission.store, submission.plan), last=True)

@@ -17,14 +17,19 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from salt.errors import RunFailed, UserError
+from salt.attempts import progress
+from salt.errors import Interrupted, RunFailed, UserError
+from salt.failures import as_failure, ended_how
 from salt.plan_specs import PlannedRun
+from salt.signals import STOP, install
 from salt.specs import ExecSpec, ProbeSpec, Spec
 from salt.store import RunDir, pretty_json, read_json, write_atomically
 
-#: After one process failed, or the worker is to stop, the others have this long to end by themselves.
+#: After one process failed, the others have this long to end by themselves.
 GRACE_S = 30.0
 POLL_S = 0.1
+#: Exit code of a process that was asked to stop, and did.
+STOPPED = 130
 
 
 class Job(Spec, kw_only=True):
@@ -36,30 +41,63 @@ class Job(Spec, kw_only=True):
     execution: ExecSpec
 
 
+class RankError(Spec, kw_only=True):
+    """What stopped one of the processes, in a file beside the job until the worker has read it."""
+
+    rank: int
+    kind: str
+    message: str
+
+
 def execute_together(
     store: Path, run: PlannedRun, probes: Mapping[str, ProbeSpec], execution: ExecSpec
 ) -> None:
-    """`salt.run.execute` by `execution.processes` processes; raises `RunFailed` like it.
+    """`salt.run.execute` by `execution.processes` processes; raises `RunFailed` and `Interrupted` like it.
 
-    The caller holds the run's claim.
+    The caller holds the run's claim. Of several errors that of the process which did not merely lose the
+    others is raised.
     """
     path = store / "jobs" / "ranks" / f"{run.run_id}.json"
+    for old in _error_files(path):
+        old.unlink()
     job = Job(store=str(store), run=run, probes=dict(probes), execution=execution)
     write_atomically(path, pretty_json(job))
-    folder, began_ns = RunDir(store, run.run_id), time.time_ns()
+    folder = RunDir(store, run.run_id)
+    before = progress(folder)
     ranks = _start(path, execution)
     try:
         codes = _wait(ranks)
+        errors = [read_json(each, RankError) for each in _error_files(path)]
     finally:
         _stop(ranks)
-        path.unlink(missing_ok=True)
+        for file in (path, *_error_files(path)):
+            file.unlink(missing_ok=True)
     if not any(codes):
         return
-    error = folder.read_error() if folder.error.exists() else None
-    if error is not None and folder.error.stat().st_mtime_ns >= began_ns:
-        raise RunFailed(error.kind, error.message)
+    own = [error for error in errors if error.kind != "ranks"]
+    if not own and (STOP.requested or set(codes) <= {0, STOPPED}):
+        raise Interrupted(step=None, saved=progress(folder) != before)
+    raise _failure(codes, own, errors)
+
+
+def _failure(codes: list[int], own: list[RankError], errors: list[RankError]) -> RunFailed:
+    """The failure of processes with these exit codes; `own` errors are not about the others."""
+    killed = [
+        f"process {rank} of {len(codes)} {ended_how(code)}" for rank, code in enumerate(codes) if code < 0
+    ]
+    if killed and not own:
+        return RunFailed("killed", "; ".join(killed))
+    for error in own or errors:
+        by = f"rank {error.rank} of {len(codes)}: "
+        return RunFailed(
+            error.kind, error.message if error.message.startswith("rank ") else by + error.message
+        )
     ended = ", ".join(f"{rank} with {code}" for rank, code in enumerate(codes) if code)
-    raise RunFailed("code", f"processes of {len(codes)} ended early: {ended}; their output is in this log")
+    return RunFailed("code", f"processes of {len(codes)} ended early: {ended}; their output is in this log")
+
+
+def _error_files(job: Path) -> list[Path]:
+    return sorted(job.parent.glob(f"{job.stem}-rank-*.json"))
 
 
 def _start(job: Path, execution: ExecSpec) -> list[subprocess.Popen[bytes]]:
@@ -79,10 +117,20 @@ def _start(job: Path, execution: ExecSpec) -> list[subprocess.Popen[bytes]]:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit codes of all; the others of one that failed get `GRACE_S`, in which they mostly say why."""
+    """Exit codes of all. The others of one that failed get `GRACE_S`, in which they mostly say why.
+
+    A request to stop is passed on once, and what is left of the grace time waited for.
+    """
     deadline = None
+    told = False
     while True:
         codes = [process.poll() for process in ranks]
+        if STOP.requested and not told:
+            told = True
+            for process in ranks:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + STOP.left_s()
         if all(code is not None for code in codes):
             return [code or 0 for code in codes]
         if any(codes) and deadline is None:
@@ -112,22 +160,33 @@ def main(argv: list[str]) -> int:
     parser.add_argument("job", type=Path)
     parser.add_argument("--parent", type=int, required=True, help="stop when this is no longer the parent")
     arguments = parser.parse_args(argv)
-    from slurm.worker import raise_interrupt, stop_with_parent
-
-    signal.signal(signal.SIGTERM, raise_interrupt)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's, which passes it on
-    threading.Thread(target=stop_with_parent, args=(arguments.parent,), daemon=True).start()
+    install()
+    threading.Thread(target=_end_with_parent, args=(arguments.parent,), daemon=True).start()
     job = read_json(arguments.job, Job)
     from salt.run import execute
 
+    rank = int(os.environ["RANK"])
     try:
         execute(Path(job.store), job.run, job.probes, job.execution, processes=job.execution.processes)
+    except Interrupted as stop:
+        print(f"rank {rank}: {stop}", file=sys.stderr, flush=True)
+        return STOPPED
     except (RunFailed, UserError) as error:
-        print(f"rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
+        failure = as_failure(error)
+        print(f"rank {rank}: {failure}", file=sys.stderr, flush=True)
+        record = RankError(rank=rank, kind=failure.kind, message=str(failure))
+        beside = arguments.job.with_name(f"{arguments.job.stem}-rank-{rank}.json")
+        write_atomically(beside, pretty_json(record))
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process as soon as its worker is gone: the claim went with it, so nothing may be saved."""
+    from slurm.worker import wait_for_end
+
+    wait_for_end(parent)
+    os._exit(1)
 
 
 if __name__ == "__main__":

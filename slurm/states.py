@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping
 from enum import StrEnum
 from pathlib import Path
 
+from salt.attempts import Fruitless, attempts_allowed, fruitless, was_stopped
 from salt.claim import ClaimState, read_claim
 from salt.plan_specs import Plan, PlannedRun
 from salt.result_specs import RunError
@@ -18,8 +19,10 @@ class State(StrEnum):
     RUNNING = "running"
     PROBING = "probing"
     LOST = "lost"
+    STOPPED = "stopped"
     FAILED = "failed"
     DIVERGED = "diverged"
+    GIVEN_UP = "given-up"
     WAITING = "waiting"
     BLOCKED = "blocked"
     PENDING = "pending"
@@ -31,17 +34,19 @@ MEANING: dict[State, str] = {
     State.RUNNING: "claimed by a living process, training",
     State.PROBING: "claimed by a living process, trained, being probed",
     State.LOST: "claimed by a process that died; the next worker resumes it",
+    State.STOPPED: "asked to stop, and did; the next worker goes on from its newest checkpoint",
     State.FAILED: "the last attempt stopped with an error; submit again retries",
     State.DIVERGED: "the loss stopped being a number; not retried unless asked",
+    State.GIVEN_UP: "several attempts in a row ended without a new step; not retried unless asked",
     State.WAITING: "the state that it begins from, its teacher's or its trunk's, is not there yet",
     State.BLOCKED: "the run that makes that state failed",
     State.PENDING: "nothing in its way",
 }
 
 #: States that a worker can take a run from.
-READY = (State.PENDING, State.LOST)
+READY = (State.PENDING, State.LOST, State.STOPPED)
 ACTIVE = (State.RUNNING, State.PROBING)
-STUCK = (State.FAILED, State.DIVERGED, State.BLOCKED)
+STUCK = (State.FAILED, State.DIVERGED, State.GIVEN_UP, State.BLOCKED)
 
 
 class Standing(Spec, kw_only=True):
@@ -53,6 +58,37 @@ class Standing(Spec, kw_only=True):
     claim: ClaimState | None = None
     error: RunError | None = None
     blocked_by: str | None = None  # the run that makes what it begins from
+    fruitless: Fruitless | None = None  # of a run that is given up
+
+
+class Retry(Spec, kw_only=True):
+    """Which errors a submission lets be: those before `since_ns` (file clock, nanoseconds), with exceptions.
+
+    Runs that diverged, or were given up after several attempts without a new step, are retried only if that
+    was asked for.
+    """
+
+    since_ns: int = 0
+    diverged: bool = False
+    given_up: bool = False
+
+    def held_against(self, folder: RunDir) -> RunError | None:
+        """The error of a run, unless it is to be retried."""
+        try:
+            written_ns = folder.error.stat().st_mtime_ns
+            error = folder.read_error()
+        except FileNotFoundError:
+            return None  # none, or removed just now by the next attempt
+        if error is None or written_ns >= self.since_ns:
+            return error
+        if error.kind == "diverged":
+            return None if self.diverged else error
+        return None if self.given_up_after(folder) is None else error
+
+    def given_up_after(self, folder: RunDir) -> Fruitless | None:
+        """The attempts after which a run is given up; None if it may have another."""
+        vain = fruitless(folder, self.since_ns if self.given_up else 0)
+        return vain if vain.count >= attempts_allowed() else None
 
 
 def assess(
@@ -61,6 +97,7 @@ def assess(
     *,
     since_ns: int = 0,
     retry_diverged: bool = False,
+    retry_given_up: bool = False,
     known_done: Container[str] = (),
 ) -> dict[str, Standing]:
     """State of every run of a plan, in the plan's order (what a run begins from comes before it).
@@ -68,7 +105,9 @@ def assess(
     Args:
         since_ns: an error written before this time (file clock, nanoseconds) is to be retried, so the run
             counts as pending. retry_diverged: the same for runs that diverged, which else count as diverged
-            whenever it was. known_done: runs that were seen complete already; they are not looked at again.
+            whenever it was. retry_given_up: the same for runs that were given up; then attempts before
+            `since_ns` are not held against them. known_done: runs that were seen complete already; they are
+            not looked at again.
     """
     standings: dict[str, Standing] = {}
     specs = {run.run_id: run.spec for run in plan.runs}
@@ -76,7 +115,8 @@ def assess(
         if run.run_id in known_done:
             standings[run.run_id] = Standing(run_id=run.run_id, state=State.DONE, trained=True)
         else:
-            standings[run.run_id] = _stand(store, run, specs, standings, since_ns, retry_diverged)
+            retry = Retry(since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up)
+            standings[run.run_id] = _stand(store, run, specs, standings, retry)
     return standings
 
 
@@ -85,8 +125,7 @@ def _stand(
     run: PlannedRun,
     specs: Mapping[str, RunSpec],
     before: dict[str, Standing],
-    since_ns: int,
-    retry_diverged: bool,
+    retry: Retry,
 ) -> Standing:
     folder = RunDir(store, run.run_id)
     trained = folder.result.exists()
@@ -96,10 +135,12 @@ def _stand(
     if claim is not None and not claim.stale:
         state = State.PROBING if folder.artefact.exists() else State.RUNNING
         return Standing(run_id=run.run_id, state=state, trained=trained, claim=claim)
-    error = read_error_since(folder, since_ns, retry_diverged)
+    error = retry.held_against(folder)
     if error is not None:
         state = State.DIVERGED if error.kind == "diverged" else State.FAILED
-        return Standing(run_id=run.run_id, state=state, trained=trained, error=error)
+        vain = None if state is State.DIVERGED else retry.given_up_after(folder)
+        state = state if vain is None else State.GIVEN_UP
+        return Standing(run_id=run.run_id, state=state, trained=trained, error=error, fruitless=vain)
     if claim is not None:
         return Standing(run_id=run.run_id, state=State.LOST, trained=trained, claim=claim)
     wanted = absent_states(store, run.spec, specs)
@@ -107,7 +148,8 @@ def _stand(
         above = before.get(run_id)
         if above is not None and above.state in STUCK:
             return Standing(run_id=run.run_id, state=State.BLOCKED, trained=trained, blocked_by=run_id)
-    state = State.WAITING if wanted else State.PENDING
+    ready = State.STOPPED if was_stopped(folder) else State.PENDING
+    state = State.WAITING if wanted else ready
     return Standing(run_id=run.run_id, state=state, trained=trained)
 
 
@@ -130,15 +172,3 @@ def absent_states(store: Path, spec: RunSpec, specs: Mapping[str, RunSpec]) -> l
     if spec.trunk is not None and not RunDir(store, spec.trunk.run_id).has_kept(spec.trunk.step):
         absent.append(spec.trunk.run_id)
     return absent
-
-
-def read_error_since(folder: RunDir, since_ns: int, retry_diverged: bool) -> RunError | None:
-    """The run's error unless it is old enough to be retried."""
-    try:
-        written_ns = folder.error.stat().st_mtime_ns
-        error = folder.read_error()
-    except FileNotFoundError:
-        return None  # none, or removed just now by the next attempt
-    if error is None or written_ns >= since_ns:
-        return error
-    return error if error.kind == "diverged" and not retry_diverged else None

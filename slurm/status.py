@@ -5,15 +5,18 @@ not well.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from salt.attempts import Attempt, read_attempts
 from salt.plan_specs import Plan
+from salt.result_specs import RunError
 from salt.specs import Spec
 from salt.store import RunDir
 from slurm.names import RunName, flops_text, run_names
-from slurm.states import ACTIVE, State, assess
+from slurm.states import ACTIVE, STUCK, Standing, State, assess
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,10 +24,17 @@ if TYPE_CHECKING:
 
 #: Enough of the end of metrics.jsonl to hold its last whole line.
 _TAIL_BYTES = 4096
+#: States of runs that are not well, and of those of which the attempts are counted.
+_NOT_WELL = (*STUCK, State.LOST, State.STOPPED)
+_LOOKED_INTO = (*ACTIVE, *_NOT_WELL)
 
 
 class RunStatus(Spec, kw_only=True):
-    """One run for people: `step` is the last one logged, None before the first; FLOPs are training only."""
+    """One run for people: `step` is the last one logged, None before the first; FLOPs are training only.
+
+    `attempts` and `host`, of the last of them, are told of runs that are under way or not well. `kind` is
+    that of the error, `error_class` its class in Python where there was an exception.
+    """
 
     run_id: str
     name: str
@@ -38,7 +48,10 @@ class RunStatus(Spec, kw_only=True):
     heartbeat_age_s: float | None
     holder: str | None
     kind: str | None
+    error_class: str | None
     reason: str | None
+    attempts: int | None
+    host: str | None
 
 
 class PlanStatus(Spec, kw_only=True):
@@ -67,6 +80,7 @@ def plan_status(store: Path, plan: Plan) -> PlanStatus:
         step = run.spec.steps if trained else last_step(folder.metrics)
         planned, start = run.cost.total_flops, run.spec.trunk.step if run.spec.trunk is not None else 0
         claim, error = standing.claim, standing.error
+        attempts = read_attempts(folder) if standing.state in _LOOKED_INTO else None
         runs.append(
             RunStatus(
                 run_id=run.run_id,
@@ -85,7 +99,10 @@ def plan_status(store: Path, plan: Plan) -> PlanStatus:
                 heartbeat_age_s=None if claim is None else round(claim.age_s, 1),
                 holder=None if claim is None else str(claim.holder),
                 kind=None if error is None else error.kind,
-                reason=_reason(standing.state, error.message if error else None, names, standing.blocked_by),
+                error_class=None if error is None else _error_class(error),
+                reason=_reason(standing, names),
+                attempts=None if attempts is None else len(attempts),
+                host=_host(error, attempts),
             )
         )
     return PlanStatus(
@@ -116,14 +133,40 @@ def last_step(metrics: Path) -> int | None:
     return None
 
 
-def _reason(
-    state: State, message: str | None, names: dict[str, RunName], blocked_by: str | None
-) -> str | None:
-    if blocked_by is not None:
-        return f"its teacher failed: {names[blocked_by]} ({blocked_by})"
-    if state is State.LOST:
+def _reason(standing: Standing, names: dict[str, RunName]) -> str | None:
+    above = standing.blocked_by
+    if above is not None:
+        return f"its teacher failed: {names[above]} ({above})"
+    if standing.state is State.LOST:
         return "the process that held it is gone; submit again to resume"
-    return message
+    if standing.state is State.STOPPED:
+        return "asked to stop; submit again to go on"
+    if standing.error is None:
+        return None
+    said = _short(standing.error.message)
+    if standing.fruitless is None:
+        return said
+    vain = str(standing.fruitless)  # which the message may say already
+    head = "" if said.startswith(vain) else f"{vain}: "
+    return f"{head}{said}; not retried: `salt-train run {standing.run_id}` tries once more"
+
+
+def _short(message: str) -> str:
+    """The first line of an error, and the last one where there are several."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ... ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
+
+
+def _error_class(error: RunError) -> str | None:
+    """The class of the exception that a traceback ends in: its name follows the last line of the stack."""
+    found = re.findall(r"^[ \t].*\n([A-Za-z_][\w.]*)(?::|$)", error.traceback or "", re.MULTILINE)
+    return found[-1] if found else None
+
+
+def _host(error: RunError | None, attempts: list[Attempt] | None) -> str | None:
+    if error is not None:
+        return error.host
+    return attempts[-1].get("host") if attempts else None
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -135,9 +178,7 @@ def status_tables(status: PlanStatus) -> list[RenderableType]:
     active = [run for run in status.runs if run.state in ACTIVE]
     if active:
         tables.append(_active_table(active))
-    bad = [
-        run for run in status.runs if run.state in (State.FAILED, State.DIVERGED, State.BLOCKED, State.LOST)
-    ]
+    bad = [run for run in status.runs if run.state in _NOT_WELL]
     if bad:
         tables.append(problem_table(bad))
     return tables
@@ -196,17 +237,24 @@ def _active_table(runs: list[RunStatus]) -> Table:
 
 
 def problem_table(runs: list[RunStatus]) -> Table:
-    """Runs that failed, diverged, are blocked or lost, with the reason."""
+    """Runs that failed, diverged, were given up, are blocked, lost or stopped, with the reason."""
     from rich.table import Table
 
     table = Table(title="not well")
-    for column in ("run", "id", "state", "step", "reason"):
+    for column in ("run", "id", "state", "step", "attempts", "host", "reason"):
         table.add_column(column, overflow="fold")
     for run in runs:
         state = f"{run.state} ({run.kind})" if run.kind and run.kind != str(run.state) else str(run.state)
-        reason = (run.reason or "").strip().splitlines()
+        known = run.error_class is None or run.error_class.rpartition(".")[2] in (run.reason or "")
+        reason = run.reason if known else f"{run.error_class}: {run.reason}"
         table.add_row(
-            run.name, run.run_id, state, f"{_step_text(run)}/{run.total_steps}", reason[0] if reason else "-"
+            run.name,
+            run.run_id,
+            state,
+            f"{_step_text(run)}/{run.total_steps}",
+            "-" if run.attempts is None else str(run.attempts),
+            run.host or "-",
+            reason or "-",
         )
     return table
 

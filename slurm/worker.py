@@ -18,15 +18,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from salt.attempts import Fruitless, read_attempts
 from salt.claim import Claim, ClaimHeld
-from salt.errors import RunFailed
+from salt.errors import Interrupted, RunFailed, UserError
+from salt.failures import as_failure
 from salt.plan_specs import Plan, PlannedRun
 from salt.plans import read_plan
 from salt.result_specs import RunError
+from salt.signals import STOP, grace_s, heeding, install
 from salt.specs import ExecSpec, ProbeSpec
 from salt.store import RunDir, pretty_json, write_atomically
 from slurm.names import run_names
-from slurm.states import ACTIVE, READY, STUCK, State, assess, read_error_since
+from slurm.states import ACTIVE, READY, STUCK, Retry, State, assess
+from slurm.status import last_step
 
 Execute = Callable[[Path, PlannedRun, dict[str, ProbeSpec], ExecSpec], None]
 
@@ -59,38 +63,48 @@ class Drain:
         execute: Execute | None = None,
         since_ns: int = 0,
         retry_diverged: bool = False,
+        retry_given_up: bool = False,
         poll_s: float = POLL_S,
         report: Callable[[str], None] = print,
     ) -> None:
         self.store = store
         self.plan = plan
         self.execute = execute or _execute
-        self.since_ns = since_ns
-        self.retry_diverged = retry_diverged
+        self.retry = Retry(since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up)
         self.poll_s = poll_s
         self.report = report
         self._names = run_names(plan)
         self._done: set[str] = set()
 
     def run(self) -> Drained:
-        """Work until nothing is left. A run's failure is recorded and reported, not raised."""
+        """Work until nothing is left. A run's failure is recorded and reported, not raised.
+
+        A request to stop lets the run in hand save itself, gives its claim back and raises KeyboardInterrupt.
+        """
+        with heeding():
+            return self._run()
+
+    def _run(self) -> Drained:
         drained = Drained()
         while True:
             standings = assess(
                 self.store,
                 self.plan,
-                since_ns=self.since_ns,
-                retry_diverged=self.retry_diverged,
+                since_ns=self.retry.since_ns,
+                retry_diverged=self.retry.diverged,
+                retry_given_up=self.retry.given_up,
                 known_done=self._done,
             )
             self._done = {run_id for run_id, standing in standings.items() if standing.state is State.DONE}
-            ready = [run for run in self.plan.runs if standings[run.run_id].state in READY]
-            if any(self._attempt(run, drained) for run in ready):
-                continue
             if all(
                 standing.state is State.DONE or standing.state in STUCK for standing in standings.values()
             ):
                 return drained
+            if STOP.requested:
+                raise KeyboardInterrupt
+            ready = [run for run in self.plan.runs if standings[run.run_id].state in READY]
+            if any(self._attempt(run, drained) for run in ready):
+                continue
             if not ready and not any(standing.state in ACTIVE for standing in standings.values()):
                 return drained  # what is left waits for a teacher that nobody of this plan trains
             time.sleep(self.poll_s)
@@ -104,14 +118,23 @@ class Drain:
             return False
         with claim:
             # Another worker may have ended it between the look and the claim.
-            error = read_error_since(folder, self.since_ns, self.retry_diverged)
-            if error is not None or folder.is_complete(run.probe_ids):
+            if self.retry.held_against(folder) is not None or folder.is_complete(run.probe_ids):
                 return True
             name = self._names[run.run_id]
+            vain = self.retry.given_up_after(folder)
+            if vain is not None:
+                give_up(folder, vain)
+                drained.failed.append(run.run_id)
+                self.report(f"GIVEN UP {name} ({run.run_id}): {vain}")
+                return True
+            folder.error.unlink(missing_ok=True)  # an older one: what is there afterwards is of this attempt
             self.report(f"start {name} ({run.run_id})")
             started = time.monotonic()
             try:
                 self.execute(self.store, run, self._probes_of(run), self.plan.execution)
+            except Interrupted as stop:
+                self.report(f"{name} ({run.run_id}) {stop}")
+                raise KeyboardInterrupt from stop
             except Exception as failure:  # noqa: BLE001 - a worker outlives any run; the cause is kept
                 self._record(folder, failure)
                 drained.failed.append(run.run_id)
@@ -126,26 +149,44 @@ class Drain:
 
     def _record(self, folder: RunDir, failure: Exception) -> None:
         """Make sure that the cause is in `error.json`: most failing runs have written it already."""
-        if read_error_since(folder, max(self.since_ns, 1), retry_diverged=True) is not None:
-            return
-        kind = failure.kind if isinstance(failure, RunFailed) else "code"
-        record_error(
-            folder, kind, str(failure) or type(failure).__name__, "".join(traceback.format_exception(failure))
-        )
+        cause = as_failure(failure)
+        try:
+            there = folder.read_error()
+            if there is not None and there.kind == cause.kind:
+                return
+            record_error(folder, cause.kind, str(cause), "".join(traceback.format_exception(failure)))
+        except (OSError, UserError, RunFailed) as second:  # such as a full disk: the worker goes on
+            self.report(f"the error of {folder.run_id} could not be written to {folder.error}: {second}")
 
 
 def record_error(folder: RunDir, kind: str, message: str, trace: str | None = None) -> None:
     """Write a run's `error.json` on behalf of a run that could not. The caller holds the claim."""
+    attempts = read_attempts(folder)
     error = RunError(
         run_id=folder.run_id,
         kind=kind,
         message=message,
-        attempt=0,
-        step=None,
-        host=socket.gethostname(),
+        attempt=len(attempts),
+        step=last_step(folder.metrics),
+        host=(attempts[-1].get("host") if attempts else None) or socket.gethostname(),
         traceback=trace,
     )
     write_atomically(folder.error, pretty_json(error))
+
+
+def give_up(folder: RunDir, vain: Fruitless, how: str | None = None) -> None:
+    """Write down that a run gets no further attempt; `how` says how the last one ended. Needs the claim.
+
+    An error that the last attempts left is the better message, and its kind stays.
+    """
+    last = folder.read_error()
+    message = how or vain.last or "its process was killed"
+    record_error(
+        folder,
+        "killed" if last is None else last.kind,
+        f"{vain}: {message if last is None else last.message}",
+        None if last is None else last.traceback,
+    )
 
 
 def _execute(store: Path, run: PlannedRun, probes: dict[str, ProbeSpec], execution: ExecSpec) -> None:
@@ -161,18 +202,16 @@ def _execute(store: Path, run: PlannedRun, probes: dict[str, ProbeSpec], executi
 
 def stop_with_parent(parent: int) -> None:
     """End this process soon after the one that started it: gently first, so that its claim is given back."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    wait_for_end(parent)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(10.0)
+    time.sleep(grace_s())
     os._exit(1)
 
 
-def raise_interrupt(number: int, frame: object) -> None:
-    # Once is enough: a second signal must not break into giving the claim back.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def wait_for_end(parent: int) -> None:
+    """Return when that process is no longer the parent of this one."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
 
 
 def main(argv: list[str]) -> int:
@@ -186,11 +225,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--plan", required=True)
     parser.add_argument("--since-ns", type=int, default=0, help="errors older than this are retried")
     parser.add_argument("--retry-diverged", action="store_true")
+    parser.add_argument("--retry-given-up", action="store_true")
     parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
     args = parser.parse_args(argv)
     try:
-        signal.signal(signal.SIGTERM, raise_interrupt)
-        signal.signal(signal.SIGINT, raise_interrupt)
+        install()
         if args.parent is not None:
             watch = threading.Thread(target=stop_with_parent, args=(args.parent,), daemon=True)
             watch.start()
@@ -199,6 +238,7 @@ def main(argv: list[str]) -> int:
             read_plan(args.store, args.plan),
             since_ns=args.since_ns,
             retry_diverged=args.retry_diverged,
+            retry_given_up=args.retry_given_up,
             report=_report_line,
         ).run()
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from salt.attempts import DEFAULT_ATTEMPTS, begin_attempt
 from salt.claim import STALE_AFTER_S, Claim, ClaimHeld, Holder, read_claim
 from salt.errors import RunFailed
 from salt.flops import run_cost
@@ -24,7 +25,6 @@ from salt.plans import encode_plan, plan_dir
 from salt.result_specs import RunResult
 from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
-from slurm import local
 from slurm.local import Fleet, Submission
 from slurm.states import State, assess
 from slurm.status import last_step, plan_status, status_tables
@@ -200,7 +200,11 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(plan: Plan, tmp_path: Pat
     assert states(tmp_path, plan) == expected
     error = RunDir(tmp_path, broken).read_error()
     assert error is not None
-    assert (error.kind, error.message, error.host) == ("code", "a wrong shape", socket.gethostname())
+    assert (error.kind, error.message, error.host) == (
+        "code",
+        "ValueError: a wrong shape",
+        socket.gethostname(),
+    )
     assert error.traceback is not None
     assert "ValueError" in error.traceback
     status = {run.run_id: run for run in plan_status(tmp_path, plan).runs}
@@ -442,17 +446,21 @@ def test_a_run_that_always_kills_its_worker_is_given_up(plan: Plan, tmp_path: Pa
     assert spec == lethal.spec
     fleet = Fleet(Submission(store=tmp_path, plan=only, since_ns=0), workers=0)
     run = RunDir(tmp_path, "ab")
-    for death in range(local.DEATHS_OF_A_RUN):
+    for death in range(DEFAULT_ATTEMPTS):
         assert run.read_error() is None
         victim = Claimant(tmp_path)
         victim.tell()
         assert victim.outcome() == "won", death
+        begin_attempt(run, {"host": "gpu003"})
         victim.kill()
         fleet.mourn(victim.process.pid, -signal.SIGKILL, tmp_path / "log")
     error = run.read_error()
     assert error is not None
-    assert error.kind == "killed"
-    assert "SIGKILL" in error.message
+    assert (error.kind, error.attempt, error.host) == ("killed", DEFAULT_ATTEMPTS, "gpu003")
+    assert (
+        "3 attempts in a row without a new step, on gpu003: its process was ended by SIGKILL" in error.message
+    )
+    assert "memory was short" in error.message
     assert fleet.deaths[0].count("while it had run ab") == 1
 
 
