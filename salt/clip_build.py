@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from salt import decoders
 from salt.clip_index import ClipIndex, Skipped, decode_spec
 from salt.errors import UserError
 from salt.folders import new_array, open_array, publish
@@ -43,6 +46,14 @@ class Done(Spec, kw_only=True):
     row: int
     padded_frames: int
     reason: str | None = None  # why it gives no clip
+    decoder: str | None = None  # who gave its frames
+
+
+class PackIndex(ClipIndex, kw_only=True):
+    """`index.json` with the decoders that gave the clips: how many files each, and which were not PyAV's."""
+
+    decoded_files: dict[str, int] = {}
+    decoders: dict[str, str] = {}  # row -> decoder, where another than PyAV gave the frames of a video
 
 
 def store_bytes(files: int, clip: ClipSpec) -> int:
@@ -84,7 +95,8 @@ def build_clips(
         with open(building / "clips.npy", "rb+") as file:
             os.fsync(file.fileno())
         good = [index for index in range(len(videos.rows)) if index not in bad]
-        index = ClipIndex(
+        served = {item.row: item.decoder for item in done if item.decoder is not None}
+        index = PackIndex(
             fingerprint=fingerprint,
             decode=decode_spec(clip),
             folder=str(videos.path.parent.absolute()),
@@ -95,6 +107,12 @@ def build_clips(
                 for i, reason in sorted(bad.items())
             ),
             padded_frames=sum(item.padded_frames for item in done),
+            decoded_files=dict(sorted(Counter(served.values()).items())),
+            decoders={
+                videos.rows[row]: name
+                for row, name in sorted(served.items())
+                if name not in (decoders.PYAV, decoders.PILLOW)
+            },
         )
         (building / "done.jsonl").unlink()  # before the index: rows have moved, so it holds no longer
         write_atomically(building / "index.json", pretty_json(index))
@@ -104,11 +122,22 @@ def build_clips(
             shutil.rmtree(building, ignore_errors=True)
 
 
-def decode_task(task: tuple[Path, ClipSpec]) -> DecodedClip | str:
+@dataclass(frozen=True)
+class Asked:
+    """What a worker is to know of a file: how many frames decode, and the decoder to begin with."""
+
+    clip: ClipSpec
+    decodable_frames: int | None = None
+    decoder: str | None = None
+
+
+def decode_task(task: tuple[Path, Asked]) -> DecodedClip | str:
     """In a worker: the stored clips of a file, or why there are none."""
-    path, clip = task
+    path, asked = task
+    if asked.decoder is not None:
+        decoders.prefer(path, asked.decoder)
     try:
-        return decode_clips(path, clip)
+        return decode_clips(path, asked.clip, asked.decodable_frames)
     except VideoError as error:
         return error.reason
 
@@ -145,7 +174,6 @@ def _decode_all(
     frames, done = _take_up(building, total, clip)
     bad = {item.row: item.reason for item in done if item.reason is not None}
     left = sorted(set(range(total)) - {item.row for item in done})
-    tasks = [(videos.files[row], clip) for row in left]
     with (
         shown_progress(f"decode {videos.path.name}", total, show) as advance,
         _noting(building / "done.jsonl", frames, store_bytes(1, clip)) as note,
@@ -153,14 +181,13 @@ def _decode_all(
         if done:
             log.info("%s: %d of %d files were decoded before", videos.path, len(done), total)
             advance(len(done))
-        for outcome in run_isolated(decode_task, tasks, workers=workers, limit_s=limit_s):
+        for row, value, lost in decoded_files(videos, left, clip, workers=workers, limit_s=limit_s):
             advance(1)
-            row, value = left[outcome.index], outcome.value
             if isinstance(value, DecodedClip):
                 frames[row * clips : (row + 1) * clips] = value.frames
-                item = Done(row=row, padded_frames=value.padded_frames)
+                item = Done(row=row, padded_frames=value.padded_frames, decoder=value.decoder)
             else:
-                bad[row] = reason = lost_reason(value, outcome.lost)
+                bad[row] = reason = lost_reason(value, lost)
                 item = Done(row=row, padded_frames=0, reason=reason)
                 log.warning("skipped %s: %s", videos.files[row], reason)
             done.append(item)
@@ -173,6 +200,34 @@ def _decode_all(
         skipped = [(videos.files[row], reason or "") for row, reason in sorted(bad.items())]
         raise UserError(too_many_bad(videos, skipped, max_bad_share))
     return done
+
+
+def decoded_files(
+    videos: VideoList, rows: Sequence[int], clip: ClipSpec, *, workers: int, limit_s: float
+) -> Iterator[tuple[int, DecodedClip | str | None, str | None]]:
+    """(row, clips or why there are none, or else how the decoder was lost) of these rows, as they finish.
+
+    A file that killed or hung its decoder is tried again with the next one that is installed.
+    """
+    counts = videos.decodable_frames
+    left, name, first_lost = list(rows), None, dict[int, str]()
+    while left:
+        following = decoders.following(name)
+        tasks = [
+            (videos.files[row], Asked(clip, None if counts is None else counts[row], name)) for row in left
+        ]
+        again = []
+        for outcome in run_isolated(decode_task, tasks, workers=workers, limit_s=limit_s):
+            row = left[outcome.index]
+            if outcome.lost is not None and following is not None:
+                again.append(row)
+                first_lost.setdefault(row, outcome.lost)
+                continue
+            value = outcome.value
+            if isinstance(value, str) and row in first_lost:
+                value = f"the decoder: {first_lost[row]}; {value}"
+            yield row, value, first_lost.get(row, outcome.lost)
+        left, name = sorted(again), following
 
 
 def _take_up(building: Path, files: int, clip: ClipSpec) -> tuple[NDArray[np.uint8], list[Done]]:

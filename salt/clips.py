@@ -13,19 +13,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, overload
 
 import msgspec
 
-from salt.clip_build import build_clips, decode_task, lost_reason, too_many_bad
-from salt.clip_index import ClipIndex, DecodeSpec, clip_of, decode_spec
+from salt.clip_build import PackIndex, build_clips, decoded_files, lost_reason, too_many_bad
+from salt.clip_index import DecodeSpec, clip_of, decode_spec
 from salt.errors import UserError
 from salt.folders import builders_lock, open_array, said_of
-from salt.isolate import run_isolated
 from salt.lists import VideoList, data_spec, read_list
 from salt.specs import ClipSpec
 from salt.video import DecodedClip, decodes_a_frame
@@ -57,6 +56,7 @@ class Clips:
     fingerprint: str
     padded_share: float  # of all frames, repeats made up by the short-clip policy
     clips_per_file: int = 1
+    decoded_files: Mapping[str, int] = field(default_factory=dict)  # by decoder
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,7 +112,7 @@ def load_clips(cache: Path, fingerprint: str, clip: ClipSpec) -> Clips | None:
     wanted = decode_spec(clip)
     clips = wanted.clips_per_file
     try:
-        index = msgspec.json.decode((folder / "index.json").read_bytes(), type=ClipIndex)
+        index = msgspec.json.decode((folder / "index.json").read_bytes(), type=PackIndex)
         if (index.fingerprint, index.decode) != (fingerprint, wanted):
             raise ValueError("index.json is of another list or clip")
         shape = (len(index.rows) * clips, wanted.frames, wanted.store_px, wanted.store_px, wanted.channels)
@@ -132,6 +132,7 @@ def load_clips(cache: Path, fingerprint: str, clip: ClipSpec) -> Clips | None:
         fingerprint=fingerprint,
         padded_share=index.padded_frames / (len(frames) * wanted.frames),
         clips_per_file=clips,
+        decoded_files=index.decoded_files,
     )
 
 
@@ -143,7 +144,7 @@ def find_packs(cache: Path, fingerprint: str) -> Iterator[tuple[DecodeSpec, Clip
             if mark not in file.read(200):  # the first field: an index may be long
                 continue
         try:
-            decode = msgspec.json.decode(place.read_bytes(), type=ClipIndex).decode
+            decode = msgspec.json.decode(place.read_bytes(), type=PackIndex).decode
         except msgspec.DecodeError:
             continue  # of a version with other fields: the same as not stored
         found = load_clips(cache, fingerprint, clip_of(decode))
@@ -256,9 +257,9 @@ def require_decodable(
     if decodes_a_frame(videos.files[0]):
         return videos
     skipped: list[tuple[Path, str]] = []
-    tasks = [(file, clip) for file in videos.files]
-    for outcome in run_isolated(decode_task, tasks, workers=workers, limit_s=limit_s):
-        if isinstance(outcome.value, DecodedClip):
+    rows = range(len(videos.files))
+    for row, value, lost in decoded_files(videos, rows, clip, workers=workers, limit_s=limit_s):
+        if isinstance(value, DecodedClip):
             return videos
-        skipped.append((videos.files[outcome.index], lost_reason(outcome.value, outcome.lost)))
+        skipped.append((videos.files[row], lost_reason(value, lost)))
     raise UserError(too_many_bad(videos, tuple(skipped), None))

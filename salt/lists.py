@@ -2,9 +2,11 @@
 
 The format, whole: UTF-8 (a byte-order mark and CRLF are accepted), commas, a header that has a column
 `path`, and any other columns as labels. `group` is reserved: it names the source that several clips were
-cut from, so that splits do not leak. Every cell is text: `NA`, `007` and `1e5` stay what they are. Relative
-paths are relative to the list's own folder. A cell that contains a comma or begins with a quote is quoted
-as CSV quotes (`"a, b.mp4"`). Blank lines are ignored; nothing is a comment.
+cut from, so that splits do not leak. So are `frames` and `bytes` where a list has both, as `salt-data scan`
+writes them: how many frames of the file decode, and its size when they were counted. Of a file of another
+size the count is ignored, with a warning; it is part of no identity. Every cell is text: `NA`, `007` and
+`1e5` stay what they are. Relative paths are relative to the list's own folder. A cell that contains a comma
+or begins with a quote is quoted as CSV quotes (`"a, b.mp4"`). Blank lines are ignored; nothing is a comment.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -25,6 +28,11 @@ from salt.specs import DataSpec
 #: How many bad rows an error message lists.
 SHOWN_PROBLEMS = 10
 
+#: Columns that a scan adds: decodable frames of a file, and its size when they were counted.
+COUNTED = ("frames", "bytes")
+
+log = logging.getLogger(__name__)
+
 _HELP = "a list is a CSV file with a header line, `path,label` or just `path`"
 
 
@@ -33,7 +41,8 @@ class VideoList:
     """The rows of a list whose files exist, in the order of the file.
 
     `rows` are the paths as identity sees them: relative to the list's folder where they are beneath it,
-    with forward slashes. `columns` holds every column but `path`; all tuples have one item per row.
+    with forward slashes. `columns` holds every column but `path` and a scan's counts; all tuples have one
+    item per row. `decodable_frames` are the counts that hold, None where a file has none.
     """
 
     path: Path
@@ -42,6 +51,7 @@ class VideoList:
     columns: dict[str, tuple[str, ...]]
     line_numbers: tuple[int, ...]
     sizes_bytes: tuple[int, ...]
+    decodable_frames: tuple[int | None, ...] | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -110,8 +120,11 @@ def examine_list(path: Path) -> tuple[VideoList, tuple[RowProblem, ...]]:
             problems.append(RowProblem(line, written, reason or "unreadable"))
             continue
         kept.append((line, os.path.join(folder, written), row, size, fields))
+    counted = COUNTED if set(COUNTED) <= set(header) else ()
     columns = {
-        name: tuple(item[4][index] for item in kept) for index, name in enumerate(header) if index != place
+        name: tuple(item[4][index] for item in kept)
+        for index, name in enumerate(header)
+        if index != place and name not in counted
     }
     videos = VideoList(
         path=path,
@@ -120,8 +133,29 @@ def examine_list(path: Path) -> tuple[VideoList, tuple[RowProblem, ...]]:
         columns=columns,
         line_numbers=tuple(item[0] for item in kept),
         sizes_bytes=tuple(item[3] for item in kept),
+        decodable_frames=_counts(path, header, kept) if counted else None,
     )
     return videos, tuple(problems)
+
+
+def _counts(
+    path: Path, header: list[str], kept: list[tuple[int, str, str, int, list[str]]]
+) -> tuple[int | None, ...]:
+    """Decodable frames of each file as a scan counted them; None of a file that has changed since."""
+    frames, size = (header.index(name) for name in COUNTED)
+    changed = [item for item in kept if item[4][size] and int(item[4][size]) != item[3]]
+    if changed:
+        line, _, row, now_bytes, fields = changed[0]
+        log.warning(
+            "%s:%d: %s has %d bytes and had %s when its frames were counted; the counts of %d such files are "
+            "ignored: scan the list again",
+            path, line, row, now_bytes, fields[size], len(changed),
+        )  # fmt: skip
+    lines = {item[0] for item in changed}
+    return tuple(
+        None if item[0] in lines or not (item[4][frames] and item[4][size]) else int(item[4][frames])
+        for item in kept
+    )
 
 
 def _parse(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -190,7 +224,12 @@ def _field_problem(header: list[str], fields: list[str]) -> str | None:
             else "every row needs every column"
         )
         return f"{len(fields)} fields where the header has {len(header)}; {advice}"
+    counted = COUNTED if set(COUNTED) <= set(header) else ()
     for name, value in zip(header, fields, strict=True):
+        if name in counted:
+            if value and not (value.isascii() and value.isdigit() and int(value) > 0):
+                return f"{name} is {value!r}, not a whole number above 0: scan the list again"
+            continue
         if not value.strip():
             return (
                 f"{name} is empty"
@@ -244,7 +283,8 @@ def data_spec(videos: VideoList, name: str) -> DataSpec:
     """The identity of a list by content: rows, labels and file sizes in order, not where it lies.
 
     Moving a folder together with its list keeps the fingerprint; changing a label, a size, a name or the
-    order changes it.
+    order changes it. A scan's counts change nothing: they say of the same files what the files say
+    themselves.
     """
     digest = hashlib.sha256(b"salt list 1\n")
     names = sorted(videos.columns)
