@@ -52,7 +52,8 @@ def write_weights(
         teacher_sha256=origin.teacher_sha256,
         trunk_sha256=origin.trunk_sha256,
     )
-    write_atomically(run.artefact, encode(tensors, metadata={"salt": msgspec.json.encode(about).decode()}))
+    data = encode(tensors, metadata={"salt": msgspec.json.encode(about).decode()})
+    write_atomically(run.artefact, data, sha256=hashlib.sha256(data).hexdigest())
 
 
 def read_about(run: RunDir) -> About:
@@ -66,7 +67,8 @@ def read_about(run: RunDir) -> About:
             return msgspec.json.decode((file.metadata() or {})["salt"], type=About)
     except (OSError, SafetensorError, KeyError, msgspec.DecodeError) as error:
         raise RunFailed(
-            "teacher", f"{run.artefact} is not an artefact: {error}; remove it and train the run again"
+            "teacher",
+            f"{run.artefact} is not an artefact: {error}; move the run's folder away and train it again",
         ) from error
 
 
@@ -103,7 +105,8 @@ def read_weights(run: RunDir, spec: RunSpec) -> tuple[dict[str, torch.Tensor], A
     if about.weights_sha256 != weights_sha256(tensors):
         raise RunFailed(
             "teacher",
-            f"{run.artefact}: the weights do not match their hash; remove it and train the run again",
+            f"{run.artefact}: the weights do not match their hash; move the run's folder away and train it "
+            "again",
         )
     return tensors, about
 

@@ -80,6 +80,45 @@ class SkipReport:
         return len(self.named)
 
 
+def check_frozen(learner: Learner, optimizer: torch.optim.AdamW) -> None:
+    """Once, before the first step: a teacher's weights are nobody's to train, and it has no training mode.
+
+    V-JEPA's average moves, but by `Learner.update_teacher` alone.
+    """
+    if learner.teacher is None:
+        return
+    trained = {id(weights) for group in optimizer.param_groups for weights in group["params"]}
+    held = [name for name, weights in learner.teacher.named_parameters() if id(weights) in trained]
+    moved = [name for name, weights in learner.teacher.named_parameters() if weights.requires_grad]
+    training = [name or "itself" for name, module in learner.teacher.named_modules() if module.training]
+    for names, what in (
+        (held, "are in the optimizer"),
+        (moved, "ask for gradients"),
+        (training, "are in training mode"),
+    ):
+        if names:
+            raise RunFailed("teacher", f"the teacher is not frozen: {', '.join(names[:3])} {what}")
+
+
+def refuse_diverged(first_bad: torch.Tensor, batches: Batches, saved_step: int | None, world: World) -> None:
+    """Before any save, on all ranks: a poisoned checkpoint never replaces a good one.
+
+    `first_bad` is the number of the first step whose loss or gradient was not finite, int64 [], or -1.
+    """
+    if not world.any(bool(first_bad >= 0)):
+        return
+    step = int(first_bad)
+    files = dict.fromkeys(str(batches.file(int(index))) for index in batches.indices(step))
+    some = ", ".join(list(files)[:3])
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    kept = "there is no checkpoint" if saved_step is None else f"the checkpoint at step {saved_step} is good"
+    raise RunFailed(
+        "diverged",
+        f"loss or gradient not finite at step {step} of {batches.spec.steps}, "
+        f"on clips of {some}{more}; {kept}",
+    )
+
+
 def open_cache(
     spec: RunSpec,
     store: Path,

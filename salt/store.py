@@ -1,26 +1,32 @@
 """The run store: files are the database.
 
 <store>/plans/<name>/{study.yaml, plan.jsonl, costs.csv}
-<store>/runs/<id[:2]>/<id>/{spec.json, env.json, claim, metrics.jsonl, inputs.json, ckpt/, kept/,
-                            artefact.safetensors, probes/<probe_id>.json, error.json, result.json}
+<store>/runs/<id[:2]>/<id>/{spec.json, env.json, claim, metrics.jsonl, reached.json, inputs.json, ckpt/,
+                            kept/, artefact.safetensors, probes/<probe_id>.json, error.json, result.json}
 <store>/cache/       disposable: decoded clips
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from salt.errors import UserError
+from salt.disk import DiskFailed, writing
+from salt.errors import RunFailed, UserError
 from salt.result_specs import ProbeResult, RunError, RunInputs, RunResult
+from salt.spec_diff import differences
 from salt.specs import RunSpec
 
 T = TypeVar("T")
+
+_PUT_BACK = "put the old file back, or move the run's folder away to train it anew"
 
 
 def store_path(option: str | None) -> Path:
@@ -28,23 +34,43 @@ def store_path(option: str | None) -> Path:
     return Path(option or os.environ.get("SALT_STORE") or "salt-store")
 
 
-def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes], *, sha256: str | None = None) -> None:
     """Write beside, flush to disk, rename: a reader sees the old file or the whole new one.
 
-    Data that is large comes in pieces.
+    Data that is large comes in pieces. With `sha256` the file is read back before it gets its name, from the
+    disk where the system lets go of its copy in memory, and refused if that is not its hash.
+
+    Raises:
+        DiskFailed: there is no room, no right, no disk; or what was read back is not what was written. The
+            file that was there before stays, and nothing is left beside it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(beside, "wb") as file:
-        file.writelines((data,) if isinstance(data, bytes) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, "wb") as file:
+                file.writelines((data,) if isinstance(data, bytes) else data)
+                file.flush()
+                os.fsync(file.fileno())
+                if sha256 is not None and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if sha256 is not None and file_sha256(beside) != sha256:
+                raise DiskFailed(
+                    f"{path}: what was read back is not what was written; have the disk looked at, or use "
+                    "another store",
+                    errno.EIO,
+                    path,
+                )
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def file_sha256(path: Path) -> str:
@@ -77,6 +103,7 @@ class RunDir:
         self.env = self.path / "env.json"
         self.claim = self.path / "claim"
         self.metrics = self.path / "metrics.jsonl"
+        self.reached = self.path / "reached.json"
         self.inputs = self.path / "inputs.json"
         self.checkpoints = self.path / "ckpt"
         self.kept = self.path / "kept"
@@ -87,6 +114,31 @@ class RunDir:
 
     def read_spec(self) -> RunSpec:
         return read_json(self.spec, RunSpec)
+
+    def require_spec(self, spec: RunSpec) -> None:
+        """Raises `RunFailed` unless `spec.json` is this spec, naming each field that differs.
+
+        The file is read as plain JSON: one that was edited by hand, or written by another version, need not
+        be a spec of this one.
+        """
+        data = self.spec.read_bytes()
+        try:
+            there = msgspec.json.decode(data)
+            if msgspec.convert(there, RunSpec) == spec:
+                return
+        except msgspec.ValidationError:
+            pass  # fields that this version does not know are among the differences
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RunFailed("code", f"{self.spec} is not JSON ({error}): {_PUT_BACK}") from error
+        lines = differences(there, msgspec.json.decode(msgspec.json.encode(spec)))
+        if lines:
+            raise RunFailed(
+                "code",
+                f"{self.spec} is not the spec of run {self.run_id}: it was edited by hand, or written by "
+                f"another version. It differs so (there -> planned):\n  "
+                + "\n  ".join(lines)
+                + f"\n{_PUT_BACK}",
+            )
 
     def read_result(self) -> RunResult | None:
         return read_json(self.result, RunResult) if self.result.exists() else None

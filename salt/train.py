@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from salt import checkpoint
 from salt.artefact import load_teacher, weights_sha256, write_weights
 from salt.batches import Batches, to_patches
-from salt.errors import RunFailed
+from salt.disk import require_folder
+from salt.errors import Interrupted, RunFailed
 from salt.flops import step_cost
 from salt.learner import Learner
 from salt.loader import Loader
@@ -19,18 +18,22 @@ from salt.optim import build_optimizer, clip_gradients, rates, set_schedule
 from salt.prepare import (
     GraphCheck,
     SkipReport,
+    check_frozen,
     label_numbers,
     micro_batches,
     next_crops,
     open_cache,
     record_inputs,
+    refuse_diverged,
 )
-from salt.resume import begin, gather_state
+from salt.resume import begin
+from salt.saving import Saver, read_earlier
 from salt.shard import distribute, full_tensors
+from salt.signals import STOP
 from salt.sinks import Sinks, open_sinks
 from salt.specs import ExecSpec, RunSpec
 from salt.store import RunDir
-from salt.watch import Earlier, Watch
+from salt.watch import Watch
 
 if TYPE_CHECKING:
     from salt.clips import Clips
@@ -46,13 +49,21 @@ def train(
     attempt: int,
     warn: Callable[[str], None],
     world: World,
+    *,
+    from_start: bool = False,
 ) -> None:
     """Train a run from its newest checkpoint, its trunk's kept state or step 0, to its artefact.
 
     Everything drawn at random is a function of (seed, step, place in the batch): a run that was killed ends
     in the same weights as one that was not, and any number of ranks comes to the same numbers but for
-    rounding. All ranks call it; rank 0 writes. Raises `RunFailed` (`diverged`, `teacher`, `trunk`,
-    `checkpoint`, `data`, `disk`, `ranks`).
+    rounding. All ranks call it; rank 0 writes.
+
+    With `from_start` a run whose states are lost or damaged begins again. A request to stop
+    (`salt.signals.STOP`, on any rank) is heeded between two steps.
+
+    Raises:
+        RunFailed: `diverged`, `teacher`, `trunk`, `checkpoint`, `data`, `disk`, `ranks`.
+        Interrupted: asked to stop; the state is saved, unless nothing was trained yet.
     """
     device, mine = world.device, world.places(spec.optim.batch_clips)
     with world.alike():
@@ -70,10 +81,16 @@ def train(
         learner.parts(), world, execution.sharding, recompute=execution.recompute, compiled=execution.compile
     )
     optimizer = build_optimizer(learner.trained, spec.optim)
-    start = begin(spec, run, learner, optimizer, teacher_sha256, warn, world)
+    check_frozen(learner, optimizer)
+    start = begin(
+        spec, run, learner, optimizer, teacher_sha256, warn, world,
+        checkpoint_every_steps=execution.checkpoint_every_steps, from_start=from_start,
+    )  # fmt: skip
+    saver = Saver(spec, run, execution, learner, optimizer, world, attempt=attempt, start=start, warn=warn)
+    saver.try_out()
 
     pieces = micro_batches(spec, execution, mine)
-    earlier = Earlier.read(run.metrics, step=start.step, wall_s=start.wall_s)
+    earlier = world.share(world.on_main(lambda: read_earlier(run, start, attempt)))
     opened = world.on_main(lambda: open_sinks(run, spec, execution, warn, attempt=attempt, start=start.step))
     world.on_main(lambda: record_inputs(run, spec, sources))
     pinned = device.type == "cuda"
@@ -83,7 +100,9 @@ def train(
     graphs, skips = GraphCheck(execution, warn), SkipReport(loader, world, warn)
     first_bad = torch.full((), -1, device=device)  # first step whose loss or gradient was not finite
 
-    with opened or Sinks(None, [], warn) as sinks, loader:
+    with world.alike():
+        reached_file = saver.reached_file(earlier)
+    with opened or Sinks(None, [], warn) as sinks, reached_file as reached, loader:
         watch = Watch(
             spec,
             execution,
@@ -94,6 +113,12 @@ def train(
             devices=world.size,
         )
         for step in range(start.step, spec.steps):
+            if world.any(STOP.requested):
+                if step not in (start.step, saver.saved_step):
+                    refuse_diverged(first_bad, batches, saver.saved_step, world)
+                    saver.save(step, watch.wall_s, keeps=False, saves=True)
+                    reached.note(step, watch.wall_s, saver.saved_step)
+                raise Interrupted(step=step, saved=saver.saved_step == step)
             now = rates(spec, step)
             set_schedule(optimizer, now.learning_rate, now.weight_decay)
 
@@ -127,8 +152,8 @@ def train(
                 watch.begin(outcome.targets)
             done = step + 1
             logs = done % execution.log_every_steps == 0 or done == spec.steps
-            saves = done % execution.checkpoint_every_steps == 0 and done < spec.steps
-            keeps = done in spec.keep_steps
+            saves, keeps = saver.due(done), done in spec.keep_steps
+            reached.note(done, watch.wall_s, saver.saved_step)
             if not (logs or saves or keeps):
                 continue
             if logs:
@@ -143,22 +168,14 @@ def train(
                         weight_decay=now.weight_decay,
                         ema_momentum=now.ema_momentum if spec.arm == "vjepa" else None,
                         skipped_files=skipped,
+                        save_s=saver.save_s,
+                        burnt_flops=watch.throughput.burnt_flops,
                         **watch.row(done, targets=outcome.targets, context=outcome.encoded),
                     )
-            if world.any(bool(first_bad >= 0)):
-                # Before any save: a poisoned checkpoint never replaces a good one.
-                raise RunFailed(
-                    "diverged",
-                    f"loss or gradient not finite at step {int(first_bad)} of {spec.steps}; "
-                    "the last good checkpoint stays",
-                )
+            refuse_diverged(first_bad, batches, saver.saved_step, world)
             if saves or keeps:
-                state = gather_state(learner, optimizer, world)
-                seal = partial(
-                    checkpoint.pack, run, done, state,
-                    attempt=attempt, train_wall_s=watch.wall_s, origin=start.origin,
-                )  # fmt: skip
-                world.on_main(partial(checkpoint.store, run, seal, keeps=keeps, saves=saves, warn=warn))
+                saver.save(done, watch.wall_s, keeps=keeps, saves=saves)
+                reached.note(done, watch.wall_s, saver.saved_step)
 
     if learner.teacher is not None and spec.arm == "salt":
         weights = full_tensors(learner.teacher.state_dict(), world)
@@ -166,4 +183,9 @@ def train(
             raise RunFailed("teacher", "the frozen teacher's weights changed during training")
     weights = full_tensors(learner.probed().state_dict(), world)
     branch = "ema" if spec.arm == "vjepa" else "student"
-    world.on_main(lambda: write_weights(run, spec, weights, branch, start.origin))
+
+    def finish() -> None:
+        require_folder(run.path)
+        write_weights(run, spec, weights, branch, start.origin)
+
+    world.on_main(finish)
