@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from pathlib import Path
@@ -46,16 +47,17 @@ def run(command: str, argv: list[str]) -> int:
     Ctrl-C.
     """
     own_packages_first()
+    _print_anything()
     errors = importlib.import_module("salt.errors")
     try:
         code: int = importlib.import_module(COMMANDS[command]).main(argv)
         sys.stdout.flush()
         return code
     except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shown(error)}", file=sys.stderr)
         return 2
     except errors.RunFailed as error:
-        print(f"error: the run failed ({error.kind}): {error}", file=sys.stderr)
+        print(f"error: the run failed ({error.kind}): {_shown(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
@@ -64,6 +66,28 @@ def run(command: str, argv: list[str]) -> int:
         # The reader of our output has gone, as in `| head`. Nothing more can be said there, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # A file that went, or may not be read or written, where nobody had reason to look first.
+        if error.filename is None:
+            raise
+        place, why = _shown(error.filename), error.strerror or type(error).__name__
+        print(f"error: {place}: {why}; see that it is there and that you may use it", file=sys.stderr)
+        return 2
+
+
+def _print_anything() -> None:
+    """Names that the terminal's encoding lacks are spelt out, and end no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _shown(message: object) -> str:
+    """A message whose names from files cannot move the cursor or turn the text around."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else repr(character)[1:-1]
+        for character in str(message)
+    )
 
 
 def own_packages_first() -> None:

@@ -98,11 +98,11 @@ def read_question(store: Path, name: str) -> str:
     if not path.exists():
         return "The study file of this plan is not in the store."
     try:
-        study = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
+        study = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)  # makes text, lists and mappings only
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {error}; plan the study again") from error
     question = study.get("question") if isinstance(study, dict) else None
-    return str(question) if question else "The study file asks no question."
+    return question if question and isinstance(question, str) else "The study file asks no question."
 
 
 def render(evidence: Evidence, question: str, figures: Path) -> str:

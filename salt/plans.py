@@ -8,11 +8,13 @@ costs are the price of a step times steps, and are not written twice.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from salt.errors import UserError
 from salt.flops import cache_cost, step_cost
@@ -24,7 +26,10 @@ from salt.specs import (
     Cost,
     ExecSpec,
     Match,
+    NonNegativeFloat,
+    NonNegativeInt,
     OptimSpec,
+    PositiveInt,
     ProbeSpec,
     Role,
     RunSpec,
@@ -35,9 +40,14 @@ from salt.specs import (
 #: Stands for a run that is known only when seeds and steps are.
 UNNAMED = ""
 
+# Names of runs, probes and plans are names of files and folders: nothing in a plan leads out of its store.
+Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\Z", max_length=64)]
+_PLAN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z"
+PlanName = Annotated[str, Meta(pattern=_PLAN_NAME, max_length=100)]
+
 
 class PlanHeader(Spec, kw_only=True, tag_field="record", tag="plan"):
-    name: str
+    name: PlanName
     study_sha256: str
     convention: Convention
     charge: Charge
@@ -47,12 +57,12 @@ class PlanHeader(Spec, kw_only=True, tag_field="record", tag="plan"):
 
 
 class ProbeLine(Spec, kw_only=True, tag_field="record", tag="probe"):
-    probe_id: str
+    probe_id: Id
     spec: ProbeSpec
 
 
 class BaseLine(Spec, kw_only=True, tag_field="record", tag="base"):
-    base: int
+    base: NonNegativeInt
     spec: RunSpec
     step: Cost
     cache: Cost
@@ -61,31 +71,31 @@ class BaseLine(Spec, kw_only=True, tag_field="record", tag="base"):
 class RunLine(Spec, kw_only=True, tag_field="record", tag="run", omit_defaults=True):
     """`teacher` and `trunk` are (run, step); `probes` are places in the list of probe lines."""
 
-    run_id: str
+    run_id: Id
     role: Role
-    base: int
-    seed: int
-    steps: int
-    probes: tuple[int, ...]
-    teacher: tuple[str, int] | None = None
-    trunk: tuple[str, int] | None = None
-    keep_steps: tuple[int, ...] = ()
+    base: NonNegativeInt
+    seed: NonNegativeInt
+    steps: NonNegativeInt
+    probes: tuple[NonNegativeInt, ...]
+    teacher: tuple[Id, NonNegativeInt] | None = None
+    trunk: tuple[Id, PositiveInt] | None = None
+    keep_steps: tuple[PositiveInt, ...] = ()
     optim: OptimSpec | None = None  # where it is not the base's
 
 
 class CellLine(Spec, kw_only=True, tag_field="record", tag="cell", omit_defaults=True):
     cell_id: str
-    budget: float
+    budget: NonNegativeFloat
     arm: Arm
     student: str
-    seed: int
-    run_id: str
+    seed: NonNegativeInt
+    run_id: Id
     residual: float
     teacher: str | None = None
     teacher_share: float | None = None
-    teacher_run_id: str | None = None
-    teacher_students: int = 0
-    stages: tuple[str, ...] = ()
+    teacher_run_id: Id | None = None
+    teacher_students: NonNegativeInt = 0
+    stages: tuple[Id, ...] = ()
 
 
 class RefusedLine(Spec, kw_only=True, tag_field="record", tag="refused"):
@@ -103,14 +113,19 @@ def plan_dir(store: Path, name: str) -> Path:
 
 
 def read_plan(store: Path, name: str) -> Plan:
-    """Read `plans/<name>/plan.jsonl`; a bad line is an error that gives its number."""
+    """Read `plans/<name>/plan.jsonl`; a bad line, or a name that is not the plan's own, is a `UserError`."""
     path = plan_dir(store, name) / "plan.jsonl"
-    if not path.exists():
+    if not re.match(_PLAN_NAME, name) or not path.is_file():
         raise UserError(
             f"no plan {name!r} in {store}: have {', '.join(plan_names(store)) or 'none'}; "
             "make one with `salt-sweep plan STUDY.yaml`"
         )
-    return decode_plan(path.read_bytes(), str(path))
+    plan = decode_plan(path.read_bytes(), str(path))
+    if plan.name != name:
+        raise UserError(
+            f"{path}: the plan in this folder is called {plan.name!r}; rename the folder, or plan again"
+        )
+    return plan
 
 
 def decode_plan(data: bytes, where: str = "plan") -> Plan:
@@ -120,7 +135,7 @@ def decode_plan(data: bytes, where: str = "plan") -> Plan:
     for number, text in enumerate(data.splitlines(), start=1):
         try:
             reader.take(decoder.decode(text))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _BadLine) as error:
             raise UserError(
                 f"{where}:{number}: {error}; make the plan again with `salt-sweep plan`"
             ) from error
@@ -141,6 +156,10 @@ def decode_plan(data: bytes, where: str = "plan") -> Plan:
     )
 
 
+class _BadLine(ValueError):
+    """A line that contradicts those before it."""
+
+
 class _Reader:
     """Puts the lines of a plan together; every line refers to earlier ones only."""
 
@@ -153,22 +172,36 @@ class _Reader:
         self.cells: list[Cell] = []
         self.refused: list[Refused] = []
         self._probe_ids: list[str] = []
+        self._begun_from: set[str] = set()
 
     def take(self, line: PlanLine) -> None:
         if isinstance(line, CellLine):
             self.cells.append(self._cell(line))
         elif isinstance(line, RunLine):
+            self._refuse_order(line)
             self.runs[line.run_id] = self._run(line)
             self.base_of[line.run_id] = self.bases[line.base]
         elif isinstance(line, BaseLine):
             self.bases.append(line)
         elif isinstance(line, ProbeLine):
+            if line.probe_id in self.probes:
+                raise _BadLine(f"probe suite {line.probe_id} comes twice")
             self.probes[line.probe_id] = line.spec
             self._probe_ids.append(line.probe_id)
         elif isinstance(line, RefusedLine):
             self.refused.append(line.refused)
+        elif self.header is not None:
+            raise _BadLine("a second header")
         else:
             self.header = line
+
+    def _refuse_order(self, line: RunLine) -> None:
+        """A run comes once, and after those that it begins from: nothing is its own teacher."""
+        self._begun_from.update(above[0] for above in (line.teacher, line.trunk) if above is not None)
+        if line.run_id in self._begun_from:
+            raise _BadLine(f"run {line.run_id} comes after a run that begins from it, or begins from itself")
+        if line.run_id in self.runs:
+            raise _BadLine(f"run {line.run_id} comes twice")
 
     def _run(self, line: RunLine) -> PlannedRun:
         base = self.bases[line.base]
@@ -190,6 +223,8 @@ class _Reader:
             optim=line.optim or base.spec.optim,
         )
         own_steps = line.steps - (trunk.step if trunk is not None else 0)
+        if own_steps < 0:
+            raise _BadLine(f"run {line.run_id} ends before its trunk's step")
         return PlannedRun(
             run_id=line.run_id,
             role=line.role,
@@ -354,7 +389,7 @@ def plan_names(store: Path) -> list[str]:
 def choose_plan(store: Path, name: str | None) -> str:
     """The named plan, or the newest one of the store."""
     if name is not None:
-        # A study file is accepted where a name is meant.
+        # A study file is accepted where a name is meant. What is no plan's name, `read_plan` refuses.
         return Path(name).stem if name.endswith((".yaml", ".yml")) else name
     names = plan_names(store)
     if not names:

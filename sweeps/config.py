@@ -18,7 +18,6 @@ from salt.specs import (
     Convention,
     ExecSpec,
     Match,
-    NonNegativeInt,
     PositionSpec,
     PositiveFloat,
     PositiveInt,
@@ -28,9 +27,11 @@ from salt.specs import (
 )
 
 OpenShare = Annotated[float, Meta(gt=0.0, le=1.0)]
+#: A seed that a table of doubles holds exactly.
+Seed = Annotated[int, Meta(ge=0, le=2**53)]
 #: A number of steps: 40000 or 40k.
-Steps = Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?k$")]
-TARGETS = r"^(online|cached\(views=([1-9][0-9]*)\))$"
+Steps = Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?k\Z")]
+TARGETS = r"^(online|cached\(views=([1-9][0-9]{0,8})\))\Z"
 SPLITS = ("train", "selection", "report")
 
 
@@ -165,7 +166,7 @@ class SeedsHere(Spec, kw_only=True):
 class ExtraSeeds(Spec, kw_only=True):
     """More seeds where they help, such as at one cell of each arm or around the frontier."""
 
-    seeds: Annotated[tuple[NonNegativeInt, ...], Meta(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]
     where: SeedsHere
 
 
@@ -188,25 +189,25 @@ class ReferencesConfig(Spec, kw_only=True):
 class ProbeConfig(Spec, kw_only=True):
     """A suite of probes and the encoders it is run on; fields left out keep `ProbeSpec`'s defaults."""
 
-    name: Annotated[str, Meta(pattern=r"^[^.]+$")]
+    name: Annotated[str, Meta(pattern=r"^[^.\n]+\Z")]
     labels: Annotated[tuple[str, ...], Meta(min_length=1)]
     kinds: Annotated[tuple[Literal["linear", "knn", "attentive"], ...], Meta(min_length=1)]
     frames: tuple[Literal["ordered", "shuffled", "first", "middle"], ...] = ("ordered",)
     on: Literal["all", "largest-budget"] = "all"
     roles: tuple[Role, ...] = ("teacher", "student", "reference")
-    seeds: tuple[NonNegativeInt, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
     data: ProbeData = msgspec.field(default_factory=ProbeData)
     train_clips: PositiveInt
     selection_clips: PositiveInt
     report_clips: PositiveInt
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     settings: dict[str, Any] = {}  # any other field of ProbeSpec
 
 
 class StudyFile(Spec, kw_only=True):
     """The keys of a study file."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=80)]
     question: str = ""
     data: DataFiles
     clip: ClipSpec
@@ -222,7 +223,7 @@ class StudyFile(Spec, kw_only=True):
     budgets_flops: tuple[PositiveFloat, ...] = ()
     budgets_steps: tuple[Steps, ...] = ()
     budgets_gpu_hours: tuple[PositiveFloat, ...] = ()
-    seeds: Annotated[tuple[NonNegativeInt, ...], Meta(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]
     extra_seeds: tuple[ExtraSeeds, ...] = ()
     students: Annotated[tuple[str, ...], Meta(min_length=1)]
     minimum_steps: PositiveInt = 1

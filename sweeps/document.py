@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 message = f"the key {key.value!r} comes twice; keep one of them"
                 raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
-            self._refuse_surrogates(key)
+            self._refuse_odd(key)
             seen.add(key.value)
         # Keys are field names, so they stay text even where they look like numbers.
         return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
@@ -63,7 +63,7 @@ class _Loader(yaml.SafeLoader):
         return [self.construct_object(item, deep=True) for item in node.value]
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
-        self._refuse_surrogates(node)
+        self._refuse_odd(node)
         return str(node.value)
 
     def construct_truth(self, node: yaml.ScalarNode) -> bool:
@@ -86,10 +86,10 @@ class _Loader(yaml.SafeLoader):
             node.start_mark,
         )
 
-    def _refuse_surrogates(self, node: yaml.ScalarNode) -> None:
-        """An escape such as `\\ud800` is half a character: no file and no terminal can hold it."""
-        if any("\ud800" <= character <= "\udfff" for character in node.value):
-            message = f"{node.value!r:.60} holds half a character (U+D800 to U+DFFF); write the character"
+    def _refuse_odd(self, node: yaml.ScalarNode) -> None:
+        """Escapes such as `\\0` and `\\ud800`: no path, no other file and no terminal can hold them."""
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
+            message = f"{_short(node.value)} holds a NUL or half a character (U+D800 to U+DFFF); leave it out"
             raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
     def _scalar(self, node: yaml.ScalarNode, kind: Callable[[str], T], text: str) -> T:
