@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -20,6 +21,7 @@ from types import TracebackType
 
 import msgspec
 
+from salt.disk import writing
 from salt.specs import Spec
 from salt.store import RunDir
 
@@ -28,6 +30,8 @@ HEARTBEAT_S = 10.0
 STALE_AFTER_S = 120.0
 #: A claim is written right after it is made: an empty one this old was left by a kill in between.
 EMPTY_AFTER_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class Holder(Spec, kw_only=True):
@@ -77,11 +81,13 @@ class Claim:
 
         Raises:
             ClaimHeld: a living process has it; the message names the holder.
+            DiskFailed: the claim cannot be written.
         """
-        run.path.mkdir(parents=True, exist_ok=True)
         holder = _me()
-        if not _create(run.claim, holder):
-            _take_over(run, holder)
+        with writing(run.claim):
+            run.path.mkdir(parents=True, exist_ok=True)
+            if not _create(run.claim, holder):
+                _take_over(run, holder)
         return cls(run, holder, heartbeat_s)
 
     def release(self) -> None:
@@ -90,17 +96,27 @@ class Claim:
             return
         self._stop.set()
         self._thread.join()
-        with _breaking(self.run):
-            if _is_mine(self.run.claim, self.holder):
-                self.run.claim.unlink()
+        try:
+            with _breaking(self.run):
+                if _is_mine(self.run.claim, self.holder):
+                    self.run.claim.unlink()
+        except OSError as error:  # a store that is gone or read-only: what stopped the run says more
+            log.warning(
+                "the claim on run %s could not be given back (%s): another process can take it when this one "
+                "has ended, from other machines after %g s", self.run.run_id, error, STALE_AFTER_S,
+            )  # fmt: skip
 
     def _beat(self, heartbeat_s: float) -> None:
         while not self._stop.wait(heartbeat_s):
-            if not _is_mine(self.run.claim, self.holder):
-                self.lost.set()
-                return
-            with contextlib.suppress(FileNotFoundError):  # taken away just now: the next beat notices
+            try:
+                if not _is_mine(self.run.claim, self.holder):
+                    self.lost.set()
+                    return
                 os.utime(self.run.claim)
+            except FileNotFoundError:
+                continue  # taken away just now: the next beat notices
+            except OSError as error:  # a file system that stutters: the next beat may get through
+                log.warning("no heartbeat for the claim on run %s: %s", self.run.run_id, error)
 
     def __enter__(self) -> Claim:
         return self
@@ -162,6 +178,9 @@ def _create(path: Path, holder: Holder) -> bool:
     try:
         os.write(handle, msgspec.json.encode(holder))
         os.fsync(handle)
+    except OSError:  # a full disk: a claim without a name would keep others away for a while
+        path.unlink(missing_ok=True)
+        raise
     finally:
         os.close(handle)
     # A process that stood still before the write may have been taken for dead and its file replaced.

@@ -5,18 +5,13 @@ from __future__ import annotations
 import errno
 import re
 import signal
+from pathlib import Path
 
+from salt.disk import disk_failed
 from salt.errors import RunFailed, UserError
 
 #: Errors of the system that speak of the disk or its file system, whoever meets them.
-DISK_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EIO,
-    errno.ESTALE,
-)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 #: How torch says that memory is short, on a device and on the host.
 _DEVICE_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _HOST_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory|MemoryError|Cannot allocate memory")
@@ -35,9 +30,11 @@ def as_failure(error: Exception) -> RunFailed:
     kind = kind_of(error, text)
     if kind == "code" and isinstance(error, RunFailed):
         return error
+    if kind == "disk":
+        assert isinstance(error, OSError)
+        return disk_failed(error, Path(error.filename or "a file"))
     way_out = {
         "oom": _memory_way_out(text),
-        "disk": "make room or mend the file system, then submit again: the last checkpoint is whole",
         "ranks": "one of the processes ended or hangs: its own output says why",
     }.get(kind)
     if kind in ("code", "data"):

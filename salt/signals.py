@@ -70,7 +70,11 @@ STOP = Stop()
 
 
 def install() -> Stop:
-    """Let all of `ASKING` set the flag from now on, once in the main thread of a process; the flag."""
+    """Let all of `ASKING` set the flag from now on, once in the main thread of a process; the flag.
+
+    Raises `UserError` for a grace time that is none, now and not at the stop.
+    """
+    grace_s()
     for number in ASKING:
         signal.signal(number, STOP.ask)
     return STOP

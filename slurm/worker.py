@@ -216,7 +216,7 @@ def wait_for_end(parent: int) -> None:
 
 def main(argv: list[str]) -> int:
     """Exit code 0 when every run this worker took was finished, `RUNS_FAILED` when not, 130 when it was
-    stopped.
+    stopped, 1 when it could not work.
     """
     parser = argparse.ArgumentParser(
         prog="slurm.worker", description="Run what a plan lacks. Started by salt-sweep submit."
@@ -244,6 +244,9 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         _report_line("stopped; submit again to go on")
         return 130
+    except (RunFailed, UserError) as error:  # of the store itself: no run can say it
+        _report_line(f"this worker cannot go on: {error}")
+        return 1
     return RUNS_FAILED if drained.failed else 0
 
 
