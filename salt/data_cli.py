@@ -33,9 +33,11 @@ _DIGITS_EXAMPLES = """examples:
 """
 
 _SCAN = """Decode every file of a list to its end and say which are bad, which to look
-at (flagged), and why. A file that crashes or hangs its decoder is bad; the scan
-goes on. A list is CSV with a header, `path,label...`; relative paths are relative
-to the list's folder."""
+at (flagged), and why. A file whose decoder crashes, hangs or takes too much memory
+costs the scan nothing else: another decoder tries it, else it is bad. The clean list
+has two columns more, `frames` that decode and `bytes`, by which training knows where
+a file ends as long as it is the same. A list is CSV with a header, `path,label...`; relative paths are
+relative to the list's folder."""
 
 _SCAN_EXAMPLES = """examples:
   salt-data scan clips/train.csv
@@ -143,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--workers", type=_count, default=2, metavar="N", help="decoding processes (default 2)")
     scan.add_argument(
         "--limit-s", type=_seconds, default=60.0, metavar="S", help="time for one file (default 60)"
+    )
+    scan.add_argument(
+        "--limit-gb", type=_seconds, default=4.0, metavar="GB", help="memory for one file (default 4)"
     )
     scan.add_argument("--all", action="store_true", help="show good files too")
     scan.add_argument("--json", action="store_true", help="print all rows as JSON")

@@ -51,7 +51,11 @@ def scan(arguments: argparse.Namespace) -> int:
     if arguments.clean is not None:
         check_clean_path(arguments.list, arguments.clean)
     rows = scan_list(
-        arguments.list, workers=arguments.workers, limit_s=arguments.limit_s, show_progress=not arguments.json
+        arguments.list,
+        workers=arguments.workers,
+        limit_s=arguments.limit_s,
+        memory_bytes=int(arguments.limit_gb * 1e9),
+        show_progress=not arguments.json,
     )
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("good", "flagged", "bad")}
     if arguments.json:
@@ -70,7 +74,19 @@ def scan(arguments: argparse.Namespace) -> int:
 
 def _print_table(rows: Sequence[ScanRow]) -> None:
     """Columns as wide as their text, the reason last: it may be long, and nothing is cut."""
-    header = ("line", "verdict", "frames", "header", "fps", "size", "bytes", "path", "reason")
+    header = (
+        "line",
+        "verdict",
+        "frames",
+        "header",
+        "fps",
+        "size",
+        "bytes",
+        "turn",
+        "codec",
+        "path",
+        "reason",
+    )
     table = [header] + [
         (
             str(row.line),
@@ -80,6 +96,8 @@ def _print_table(rows: Sequence[ScanRow]) -> None:
             "-" if row.fps is None else f"{row.fps:g}",
             "-" if row.width_px is None else f"{row.width_px}x{row.height_px}",
             _text(row.size_bytes),
+            _text(row.rotation_degrees),
+            row.codec or "-",
             repr(row.path)[1:-1],
             row.reason or "",
         )
@@ -88,7 +106,7 @@ def _print_table(rows: Sequence[ScanRow]) -> None:
     widths = [max(len(line[column]) for line in table) for column in range(len(header))]
     for line in table:
         cells = [
-            cell.rjust(width) if 2 <= column <= 6 else cell.ljust(width)
+            cell.rjust(width) if 2 <= column <= 7 else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
