@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from salt.attempts import Attempt, begin_attempt, end_attempt
+from salt.disk import remove_leftovers
 from salt.errors import Interrupted, RunFailed, UserError
 from salt.failures import as_failure
 from salt.flops import run_cost
@@ -40,6 +41,7 @@ def execute(
     warn: Callable[[str], None] = lambda message: print(f"warning: {message}", file=sys.stderr, flush=True),
     *,
     processes: int | None = None,
+    from_start: bool = False,
 ) -> None:
     """Do what is missing of a run: training from its newest checkpoint, then its probes, then `result.json`.
 
@@ -47,14 +49,18 @@ def execute(
     together; rank 0 alone writes and probes, the others return when training ends. A failure is written to
     `error.json` and raised as `RunFailed`; a later call tries again from the last checkpoint. A run that was
     asked to stop (`salt.signals.STOP`) raises `Interrupted`, which is no error. A spec that is not the one
-    that the run is named after raises `RunFailed` before anything is written.
+    that the run is named after raises `RunFailed` before anything is written. With `from_start` a run whose
+    states are lost or damaged begins again, which else it refuses.
     """
     import torch
 
     from salt.sinks import check_sinks
     from salt.world import join
 
+    run = RunDir(store, planned.run_id)
     if spec_id(planned.spec) != planned.run_id:
+        if run.spec.exists():
+            run.require_spec(planned.spec)  # names what differs
         raise RunFailed(
             "code",
             f"the spec planned as run {planned.run_id} is that of run {spec_id(planned.spec)}: "
@@ -62,11 +68,10 @@ def execute(
         )
     check_sinks(execution)
     torch.set_num_threads(execution.threads)
-    run = RunDir(store, planned.run_id)
     with join(execution, processes=processes) as world:
         attempt = world.share(world.on_main(lambda: _begin(run, planned.spec)))
         try:
-            _train(run, planned, execution, attempt, warn, world)
+            _train(run, planned, execution, attempt, warn, world, from_start=from_start)
         except Exception as error:
             raise _ended(run, attempt, error, main=world.main) from error
     if not world.main:
@@ -103,6 +108,8 @@ def _train(
     attempt: int,
     warn: Callable[[str], None],
     world: World,
+    *,
+    from_start: bool,
 ) -> None:
     spec = planned.spec
     problems = run_problems(spec)
@@ -119,7 +126,8 @@ def _train(
         from salt.train import train
 
         sources = open_sources(run.store, spec, execution)
-        train(spec, run, sources, execution, attempt, warn if world.main else lambda _: None, world)
+        heard = warn if world.main else lambda _: None
+        train(spec, run, sources, execution, attempt, heard, world, from_start=from_start)
     lost = run.missing_kept(spec)
     if lost:
         raise RunFailed(
@@ -208,12 +216,10 @@ def _result(run: RunDir, planned: PlannedRun, attempt: int) -> RunResult:
 def _begin(run: RunDir, spec: RunSpec) -> int:
     """Write spec and provenance; returns the number of this attempt, from 1."""
     if run.spec.exists():
-        if run.read_spec() != spec:
-            raise RunFailed(
-                "code", f"{run.spec} is not the spec of run {run.run_id}: the store was edited by hand"
-            )
+        run.require_spec(spec)
     else:
         write_atomically(run.spec, pretty_json(spec))
+    remove_leftovers(run.path)
     attempt = begin_attempt(run, _provenance())
     run.error.unlink(missing_ok=True)  # what it said stays in env.json
     return attempt

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from salt import checkpoint
-from salt.disk import remove_leftovers, require_room
+from salt.disk import require_room
 from salt.learner import Learner
 from salt.metrics import flush_to_disk
 from salt.reached import Reached, ReachedFile, read_reached
@@ -62,12 +62,9 @@ class Saver:
     def try_out(self) -> None:
         """Before the first step: see that all that is to be saved has room, and save once for trial.
 
-        What dead processes left half written goes first.
-
         Raises:
             DiskFailed: no room for what is to come, or a save that fails.
         """
-        self.world.on_main(lambda: remove_leftovers(self.run.path))
         if self.start.step < self.spec.steps:
             self._timed(self.start.step, self.start.wall_s, self._try_out)
 

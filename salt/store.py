@@ -26,7 +26,7 @@ from salt.specs import RunSpec
 
 T = TypeVar("T")
 
-_PUT_BACK = "put the old file back, or move the run's folder away to train it anew"
+_PUT_BACK = "put back what was there, plan again, or move the run's folder away to train it anew"
 
 
 def store_path(option: str | None) -> Path:
@@ -134,8 +134,8 @@ class RunDir:
         if lines:
             raise RunFailed(
                 "code",
-                f"{self.spec} is not the spec of run {self.run_id}: it was edited by hand, or written by "
-                f"another version. It differs so (there -> planned):\n  "
+                f"{self.spec} is not what is planned as run {self.run_id}: one was edited by hand, or "
+                "written by another version. They differ so (there -> planned):\n  "
                 + "\n  ".join(lines)
                 + f"\n{_PUT_BACK}",
             )
