@@ -159,7 +159,7 @@ def _short(message: str) -> str:
 
 def _error_class(error: RunError) -> str | None:
     """The class of the exception that a traceback ends in: its name follows the last line of the stack."""
-    found = re.findall(r"^[ \t].*\n([A-Za-z_][\w.]*)(?::|$)", error.traceback or "", re.MULTILINE)
+    found = re.findall(r"^[ \t].*\n([A-Za-z_][\w.<>]*)(?::|$)", error.traceback or "", re.MULTILINE)
     return found[-1] if found else None
 
 
