@@ -7,6 +7,7 @@ clip. `salt.loader` calls this ahead of time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from salt import video
+from salt import decoders, video
 from salt.augment import Chances, crop, shift_corners, step_chances, view_chances
 from salt.clips import Clips
 from salt.errors import RunFailed, UserError
@@ -27,8 +28,13 @@ from salt.specs import ClipSpec, ModelSpec, RunSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Whole frames of a file, uint8 [frames, H, W, 3], from a place in [0, 1) on; raises VideoError.
-Reader: TypeAlias = "Callable[[Path, ClipSpec, float], NDArray[np.uint8]]"
+    from salt.quarantine import Lost
+
+#: Whole frames of a file, uint8 [frames, H, W, 3], from a place in [0, 1) on; raises VideoError. Where a scan
+#: counted the file's frames, their number is a fourth argument.
+Reader: TypeAlias = "Callable[..., NDArray[np.uint8]]"
+#: What is known of clip `index` as row `row` of a take: its file is bad, or needs another decoder.
+Known: TypeAlias = "Callable[[int, int], Lost | None]"
 
 #: Files that are tried in a bad one's place before the run stops.
 MAX_REPLACEMENTS = 16
@@ -47,19 +53,33 @@ class Task:
     start: float
     mirror: float
     tries: NDArray[np.float64]  # [TRIES, 4]
+    decodable_frames: int | None = None
+    decoder: str | None = None  # to begin with, where those before it are out of the question
 
     def run(self, read: Reader) -> torch.Tensor:
-        """uint8 [T, side, side, C]. Raises VideoError for a file that does not give this clip."""
-        return crop(read(self.path, self.clip, self.start), self.clip, self.tries, self.mirror)
+        """uint8 [T, side, side, C]. Raises VideoError for a file that does not give this clip.
+
+        `decoders.take_served` then says who decoded it.
+        """
+        if self.decoder is not None:
+            decoders.prefer(self.path, self.decoder)
+        counted = () if self.decodable_frames is None else (self.decodable_frames,)
+        return crop(read(self.path, self.clip, self.start, *counted), self.clip, self.tries, self.mirror)
 
 
 @dataclass
 class Skips:
-    """Files that gave no clip while training, with the count of all draws."""
+    """Files that gave no clip while training, with the count of all draws, and of clips by decoder."""
 
     drawn: int = 0
     bad: int = 0
     reasons: dict[Path, str] = field(default_factory=dict)
+    decoders: Counter[str] = field(default_factory=Counter)
+
+    def note_served(self, decoder: str | None) -> None:
+        """Count a clip; None is a reader that does not say who decoded it."""
+        if decoder is not None:
+            self.decoders[decoder] += 1
 
     def add(self, path: Path, reason: str, tried: int) -> None:
         """Note a bad file. Raises RunFailed if there are too many, or `tried` in a row for one clip."""
@@ -155,10 +175,13 @@ class Batches:
         drawn = self.order.draw(self._stream(step, chosen))
         return view_chances(drawn.indices, drawn.epochs % self.spec.cached_views)
 
-    def take(self, indices: NDArray[np.int64], chances: Chances) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    def take(
+        self, indices: NDArray[np.int64], chances: Chances, known: Known | None = None
+    ) -> tuple[torch.Tensor, NDArray[np.int64]]:
         """Crops of these clips, uint8 [n, T, side, side, C], and their numbers after replacements, int64 [n].
 
-        Raises RunFailed (`data`) if too many files give no clip.
+        `known` files are not tried, or by another decoder. Raises RunFailed (`data`) if too many files give
+        no clip.
         """
         crops = np.empty((len(indices), *self.crop_shape), dtype=np.uint8)
         taken = indices.copy()
@@ -169,9 +192,14 @@ class Batches:
             self.skips.drawn += 1
             for tried in range(MAX_REPLACEMENTS + 1):
                 taken[row] = self.replacement(index, tried)
-                task = self.task(int(taken[row]), chances, row)
+                lost = None if known is None else known(int(taken[row]), row)
+                if lost is not None and lost.decoder is None:
+                    self.skips.add(self.file(int(taken[row])), lost.reason, tried)
+                    continue
+                task = self.task(int(taken[row]), chances, row, None if lost is None else lost.decoder)
                 try:
                     crops[row] = task.run(self.read).numpy()
+                    self.skips.note_served(decoders.take_served())
                     break
                 except video.VideoError as error:
                     self.skips.add(error.path, error.reason, tried)
@@ -183,14 +211,19 @@ class Batches:
         clip = self.clip
         return (clip.frames, clip.crop_px, clip.crop_px, clip.channels)
 
-    def task(self, index: int, chances: Chances, row: int) -> Task:
-        """How to make row `row` of `chances` from streamed clip `index`."""
+    def task(self, index: int, chances: Chances, row: int, decoder: str | None = None) -> Task:
+        """How to make row `row` of `chances` from streamed clip `index`, with this decoder if one is
+        named."""
+        source, place = self._file(index)
+        counts = source.decodable_frames if isinstance(source, VideoList) else None
         return Task(
             path=self.file(index),
             clip=self.clip,
             start=float(chances.start[row]),
             mirror=float(chances.mirror[row]),
             tries=chances.tries[row],
+            decodable_frames=None if counts is None else counts[place],
+            decoder=decoder,
         )
 
     def replacement(self, index: int, tried: int) -> int:
@@ -199,11 +232,21 @@ class Batches:
         size = len(self._parts[part])
         return self.order.offsets[part] + (inside + tried * self.clip.clips_per_file) % size
 
+    def first_clip(self, index: int) -> int:
+        """The number of the first clip of the file that streamed clip `index` is of."""
+        part, inside = self._locate(index)
+        return self.order.offsets[part] + inside - inside % self.clip.clips_per_file
+
     def file(self, index: int) -> Path:
         """The file of a clip."""
+        source, place = self._file(index)
+        return source.files[place]
+
+    def _file(self, index: int) -> tuple[Clips | VideoList, int]:
+        """The list of a clip, and the place of its file in there."""
         part, inside = self._locate(index)
         source = self._parts[part].source
-        return source.files[inside // self.clip.clips_per_file if isinstance(source, VideoList) else inside]
+        return source, inside // self.clip.clips_per_file if isinstance(source, VideoList) else inside
 
     def labels(self, column: str) -> tuple[str, ...]:
         """A label column of all clips, in their order. Raises UserError if a list has none of that name."""

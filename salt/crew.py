@@ -9,6 +9,7 @@ tell a job to stop, which are the training loop's to answer, and end when the pa
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import multiprocessing
 import os
@@ -24,8 +25,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from salt import decoders
 from salt.errors import RunFailed
-from salt.isolate import PRELOADED, START_LIMIT_S
+from salt.isolate import ENDING_LIMIT_S, PRELOADED, START_LIMIT_S
 from salt.signals import ASKING, shielded
 from salt.video import VideoError
 
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
 
 #: Clips in a worker's hands: the one that it decodes, and the next.
 IN_HAND = 2
+#: Workers that may die with nothing to do before that is no accident.
+MOST_IDLE_DEATHS = 10
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,21 @@ class Job:
     index: int
     tried: int
     task: Task
+    lost_reason: str | None = None  # how an earlier decoder was lost at this clip
+    served_by: str | None = None  # who decoded it, once it is done
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a job; `reason` says why the file gave no clip."""
+    """What became of a job; `reason` says why the file gave no clip.
+
+    `lost`: it ended or hung its process. `decoder` is who gave the clip, None if the reader does not say.
+    """
 
     job: Job
     reason: str | None
+    lost: bool = False
+    decoder: str | None = None
 
 
 class SharedClips:
@@ -132,7 +145,12 @@ class _Worker:
         self.connection.close()
         if self.process.is_alive():
             self.process.kill()
-        self.process.join()
+        self.process.join(ENDING_LIMIT_S)
+        if (
+            self.process.is_alive()
+        ):  # in the kernel, at a file system that does not answer: it ends when that does
+            log.warning("a decoding process does not end yet")
+            return
         self.process.close()
 
 
@@ -149,11 +167,13 @@ class Crew:
         context.set_forkserver_preload([*PRELOADED, "torch", "salt.batches"])
         self._memory = SharedClips(shape)
         self.clips = self._memory.array()
+        self._start = lambda: _Worker(context, self._memory, read)
         self._workers: list[_Worker] = []
+        self._idle_deaths = 0
         self._wake_up, self._wake = multiprocessing.Pipe(duplex=False)
         try:
             for _ in range(workers):
-                self._workers.append(_Worker(context, self._memory, read))
+                self._workers.append(self._start())
         except BaseException:
             self.close()
             raise
@@ -171,28 +191,34 @@ class Crew:
             with contextlib.suppress(OSError):
                 worker.connection.send((worker.in_hand[-1].row, worker.in_hand[-1].task))
 
-    def listen(self) -> Iterator[Report]:
+    def listen(self, todo: deque[Job]) -> Iterator[Report]:
         """Wait for reports, or for `wake`.
 
+        A worker that dies or takes too long is replaced: the job that it was at is reported as lost, the ones
+        behind it go back to the front of `todo`.
+
         Raises:
-            RunFailed: `data`: a worker died or took too long; the message names step and file.
+            RunFailed: `data`: a worker died as it started, or again and again with nothing to do.
             RuntimeError: a fault of the program in a worker, with its traceback.
         """
         busy = [worker for worker in self._workers if worker.in_hand]
         deadline = min((worker.deadline(self.limit_s) for worker in busy), default=None)
         timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
         spoken = set(wait([self._wake_up, *(worker.connection for worker in self._workers)], timeout_s))
-        for worker in self._workers:
+        for worker in list(self._workers):
+            report = None
             if worker.connection in spoken:
                 try:
-                    kind, value = worker.connection.recv()
+                    message = worker.connection.recv()
                 except (EOFError, OSError):
-                    raise self._dead(worker) from None
-                report = _heed(worker, kind, value)
-                if report is not None:
-                    yield report
+                    report = self._replace(worker, todo, _how_it_died(worker))
+                else:
+                    report = _heed(worker, *message)
             elif worker.in_hand and time.monotonic() > worker.deadline(self.limit_s):
-                raise self._hung(worker)
+                limit_s = self.limit_s if worker.ready else START_LIMIT_S
+                report = self._replace(worker, todo, f"took longer than {limit_s:g} s")
+            if report is not None:
+                yield report
 
     def wake(self) -> None:
         """End a `listen` in another thread."""
@@ -207,31 +233,34 @@ class Crew:
         self._wake.close()
         self._wake_up.close()
 
-    def _dead(self, worker: _Worker) -> RunFailed:
-        worker.process.join()
-        code = worker.process.exitcode
-        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-        if how == "SIGKILL":
-            how += ", which is how a machine short of memory ends processes"
-        return RunFailed("data", f"{self._hands(worker)}: the process died ({how}){self._others(worker)}")
-
-    def _hung(self, worker: _Worker) -> RunFailed:
+    def _replace(self, worker: _Worker, todo: deque[Job], how: str) -> Report | None:
+        """Put a new process in a worker's place; what became of the job that it was at, if it had one."""
         if not worker.ready:
-            return RunFailed("data", f"a decoding process did not start within {START_LIMIT_S:g} s")
-        what = f"took longer than {self.limit_s:g} s"
-        return RunFailed("data", f"{self._hands(worker)} {what}{self._others(worker)}")
+            raise RunFailed("data", f"a decoding process did not start: it {how}")
+        self._idle_deaths += not worker.in_hand
+        if self._idle_deaths > MOST_IDLE_DEATHS:
+            raise RunFailed("data", f"decoding processes end with nothing to do; the last one {how}")
+        worker.stop()  # before its row of the memory is used again
+        self._workers[self._workers.index(worker)] = self._start()
+        lost = worker.in_hand.popleft() if worker.in_hand else None
+        todo.extendleft(reversed(worker.in_hand))
+        where = "with nothing to do" if lost is None else f"at step {lost.step} on {lost.task.path}"
+        log.warning("a decoding process %s %s; another one goes on", how, where)
+        return None if lost is None else Report(lost, f"the decoder: {how}", lost=True)
 
-    def _hands(self, worker: _Worker) -> str:
-        if not worker.in_hand:
-            return "a decoding process with nothing to do"
-        return f"step {worker.in_hand[0].step}: decoding {worker.in_hand[0].task.path}"
 
-    def _others(self, worker: _Worker) -> str:
-        others = [str(each.in_hand[0].task.path) for each in self._workers if each.in_hand and each != worker]
-        return f"; other workers were at {', '.join(others)}" if others else ""
+def _how_it_died(worker: _Worker) -> str:
+    worker.process.join()
+    code = worker.process.exitcode
+    how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+    if how == "SIGKILL":
+        how += ", which is how a machine short of memory ends processes"
+    return f"died ({how})"
 
 
-def _heed(worker: _Worker, kind: Literal["ready", "done", "error"], value: Any) -> Report | None:
+def _heed(
+    worker: _Worker, kind: Literal["ready", "done", "error"], value: Any, decoder: str | None = None
+) -> Report | None:
     worker.heard = time.monotonic()
     if kind == "ready":
         worker.ready = True
@@ -239,7 +268,7 @@ def _heed(worker: _Worker, kind: Literal["ready", "done", "error"], value: Any) 
     job = worker.in_hand.popleft()
     if kind == "error":
         raise RuntimeError(f"step {job.step}: a decoding process failed on {job.task.path}:\n{value}")
-    return Report(job, value)
+    return Report(job, value, decoder=decoder)
 
 
 def _serve(connection: Connection, memory: SharedClips, read: Reader) -> None:
@@ -263,7 +292,7 @@ def _serve(connection: Connection, memory: SharedClips, read: Reader) -> None:
             except Exception:  # noqa: BLE001 - goes whole to the parent, which raises it
                 connection.send(("error", traceback.format_exc()))
                 return
-            connection.send(("done", reason))
+            connection.send(("done", reason, decoders.take_served()))
     except (EOFError, OSError):
         return  # the parent has gone or wants no more
 

@@ -8,6 +8,7 @@ server, so they inherit no decoder, lock or thread of the parent.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -26,11 +27,15 @@ R = TypeVar("R")
 
 #: Seconds a worker may take to start and import what it needs.
 START_LIMIT_S = 120.0
+#: Seconds in which a killed process is gone, unless the kernel holds it.
+ENDING_LIMIT_S = 10.0
 #: Items handed to a worker at once: fewer round trips, and messages far smaller than a pipe's buffer.
 CHUNK = 16
 #: Imported once, by the fork server, instead of by every worker. Imported only: no decoder is opened before
 #: a fork.
 PRELOADED = ["numpy", "av", "salt.video"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,12 @@ class _Worker:
         self.connection.close()
         if self.process.is_alive():
             self.process.kill()
-        self.process.join()
+        self.process.join(ENDING_LIMIT_S)
+        if (
+            self.process.is_alive()
+        ):  # in the kernel, at a file system that does not answer: it ends when that does
+            log.warning("a decoding process does not end yet")
+            return
         self.process.close()
 
 
