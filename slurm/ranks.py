@@ -101,6 +101,8 @@ def _error_files(job: Path) -> list[Path]:
 
 
 def _start(job: Path, execution: ExecSpec) -> list[subprocess.Popen[bytes]]:
+    from slurm.local import worker_environment
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -110,7 +112,7 @@ def _start(job: Path, execution: ExecSpec) -> list[subprocess.Popen[bytes]]:
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**worker_environment(execution.threads), **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(execution.processes)
     ]
