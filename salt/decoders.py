@@ -141,7 +141,8 @@ def read_otherwise(
             continue
         verified = known is not None and known.name == name and known.verified
         lost = known is not None and known.pyav_lost
-        task = _Task(name, path, numbers, index.table.frames, not verified, compare=not lost)
+        comparable = not lost and index.width_px is not None  # PyAV has a decoder for it
+        task = _Task(name, path, numbers, index.table.frames, not verified, comparable)
         found = refusal(name, index) or _isolated(task)
         if not isinstance(found, str):
             _served[str(path)] = _Served(name, verified=True, pyav_lost=lost)
