@@ -8,6 +8,7 @@ they read in grey.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import textwrap
 import unicodedata
@@ -74,6 +75,8 @@ _STYLE: Any = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
 }
+#: Characters of a file's name without its ending; file systems take 255 bytes, ours write beside first.
+_LONGEST_NAME = 200
 #: Behind notes that lie on lines or points.
 NOTE_BOX: dict[str, Any] = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0}
 #: Fonts with East Asian glyphs, tried in this order where the machine has them.
@@ -157,7 +160,10 @@ def _rendered(canvas: FigureCanvasBase, kind: str, metadata: dict[str, None]) ->
 
 def file_name(*parts: str) -> str:
     """A safe file name from names of labels and probes: letters, digits, dashes, underscores; the rest as
-    code points.
+    code points. A name that no file system would take is cut, and ends in a hash of the whole.
     """
     text = "-".join(parts)
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else f"u{ord(c):04x}" for c in text)
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else f"u{ord(c):04x}" for c in text)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

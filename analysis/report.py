@@ -12,7 +12,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import yaml
 
 from analysis import tables
 from analysis.compare import arm_differences, budget_differences
@@ -27,6 +26,7 @@ from analysis.records import write_csv
 from analysis.report_template import TEMPLATE
 from analysis.weak_teacher import teacher_student_table
 from salt.errors import UserError
+from salt.plain_yaml import parse_yaml
 from salt.plans import plan_dir
 from salt.store import write_atomically
 
@@ -98,10 +98,9 @@ def read_question(store: Path, name: str) -> str:
     if not path.exists():
         return "The study file of this plan is not in the store."
     try:
-        study = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)  # makes text, lists and mappings only
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}; plan the study again") from error
-    question = study.get("question") if isinstance(study, dict) else None
+        question = parse_yaml(path.read_bytes(), path).get("question")
+    except UserError as error:
+        raise UserError(f"{error}; plan the study again") from error
     return question if question and isinstance(question, str) else "The study file asks no question."
 
 

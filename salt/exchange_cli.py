@@ -153,7 +153,7 @@ def _read_clip(path: Path) -> ClipSpec:
         data = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
     except OSError as error:
         raise UserError(f"--clip {path}: cannot be read ({error.strerror})") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--clip {path}: not a JSON object: {error}") from error
     if "clip" not in data:
         return read_json(path, ClipSpec)

@@ -79,7 +79,7 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     try:
         places = msgspec.json.decode((folder / INDEX).read_bytes(), type=dict[str, msgspec.Raw])
         shards = msgspec.json.decode(places["weight_map"], type=dict[str, str])
-    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{folder / INDEX}: not an index of shards: {error!r}") from error
     found: dict[Path, set[str] | None] = {}
     for name, file in shards.items():
@@ -101,7 +101,7 @@ def normalisation_remarks(folder: Path, clip: ClipSpec) -> list[str]:
         mean, std = (
             msgspec.json.decode(found[key], type=tuple[float, ...]) for key in ("image_mean", "image_std")
         )
-    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return [f"{path} does not say how pixels are normalised ({error!r})"]
     ours = [value if isinstance(value, tuple) else (value,) * len(mean) for value in (clip.mean, clip.std)]
     if ours == [mean, std]:

@@ -79,7 +79,7 @@ def read_config(path: Path) -> HfConfig:
         config = msgspec.json.decode(path.read_bytes(), type=HfConfig)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a configuration of a V-JEPA 2: {error}") from error
     problems = []
     wanted = {

@@ -42,7 +42,7 @@ UNNAMED = ""
 
 # Names of runs, probes and plans are names of files and folders: nothing in a plan leads out of its store.
 Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\Z", max_length=64)]
-_PLAN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z"
+_PLAN_NAME = r"^\w[^/\\\x00-\x1f\x7f]*\Z"
 PlanName = Annotated[str, Meta(pattern=_PLAN_NAME, max_length=100)]
 
 

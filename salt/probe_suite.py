@@ -54,7 +54,7 @@ def read_suite(path: Path) -> tuple[ProbeSpec, dict[str, Path]]:
 
 def _suite(path: Path, fields: Mapping[str, Any]) -> ProbeSpec:
     try:
-        # Not strict: in YAML 1.1, 1e-3 is a text. Unknown fields are refused all the same.
+        # Not strict: a number may be quoted. Unknown fields are refused all the same.
         suite = msgspec.convert(fields, ProbeSpec, strict=False)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}; see `salt-train probe --help` for an example") from error
@@ -100,14 +100,17 @@ def _refuse_lists(path: Path, suite: ProbeSpec, videos: Mapping[str, VideoList])
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    import yaml
+    from salt.plain_yaml import parse_yaml
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        found = msgspec.json.decode(text) if path.suffix == ".json" else yaml.safe_load(text)
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, msgspec.DecodeError, yaml.YAMLError, RecursionError) as error:
+    if path.suffix != ".json":
+        return parse_yaml(data, path, keys="`labels:` and `kinds:`")
+    try:
+        found = msgspec.json.decode(data.decode("utf-8-sig"))
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a valid suite: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: must be a mapping of the fields of a suite")

@@ -223,7 +223,7 @@ def join(execution: ExecSpec, *, processes: int | None = None, timeout_s: float 
 
     launch = find_launch(os.environ, processes)
     if launch is None:
-        return World(rank=0, size=1, local_rank=0, device=torch.device(execution.device))
+        return World(rank=0, size=1, local_rank=0, device=_device_there(execution.device))
     import torch.distributed as dist
 
     device = _own_device(execution.device, launch)
@@ -293,6 +293,19 @@ def first_host(nodes: str) -> str:
     if first is None:
         raise UserError(f"SLURM_STEP_NODELIST {nodes!r}: no host in it; set MASTER_ADDR to the first one")
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
+
+
+def _device_there(name: str) -> torch.device:
+    """The device of that name; `UserError` if there is none."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+        reason = str(error).splitlines()[0]
+        raise UserError(f"execution.device {name!r}: {reason}; take cpu, or one that is there") from error
+    return device
 
 
 def _own_device(device: str, launch: Launch) -> torch.device:

@@ -40,11 +40,18 @@ def add_command(
 
 
 def choose(store: Path, name: str | None) -> str:
-    """The wanted plan's name; says on stderr which one was taken when none was named."""
+    """The wanted plan's name, that of the study in a study file included; says which one was taken when none
+    was named.
+    """
     import sys
 
     from salt.plans import choose_plan
 
+    path = Path(name or "")
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        from salt.plain_yaml import parse_yaml
+
+        name = str(parse_yaml(path.read_bytes(), path).get("name", path.stem))
     chosen = choose_plan(store, name)
     if name is None:
         print(f"taking the newest plan of {store}: {chosen}", file=sys.stderr)

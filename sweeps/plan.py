@@ -208,7 +208,7 @@ def _run_ids(path: Path) -> set[str]:
         for text in file:
             try:
                 line = decoder.decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
             if line.record == "run" and line.run_id:
                 found.add(line.run_id)

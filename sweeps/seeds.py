@@ -155,7 +155,12 @@ def _frontier_names(path: Path, place: str) -> set[str]:
             reader = csv.DictReader(file)
             if "cell_id" not in (reader.fieldnames or ()):
                 raise UserError(f"{place}: {path} has no column `cell_id`")
-            rows = [row["cell_id"] for row in reader]
+            rows = [row["cell_id"] or "" for row in reader]  # a short row has none
     except OSError as error:
         raise UserError(f"{place}: cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{place}: {path} is no CSV file in UTF-8 ({error}); give one with a column `cell_id`, such as "
+            "`salt-analyze pareto` writes"
+        ) from error
     return {row.rpartition("-seed")[0] or row for row in rows}
