@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
 import resource
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +42,7 @@ from salt.train import train
 from salt.world import join
 from tests import probe_kit
 from tests.arms_kit import CLIP, LONG, SHORT, data_of, mixture, run_spec, write_clips
+from tests.console import ROOT
 
 STEPS, KILLED_IN, RESTORED = 13, 8, 6
 EXECUTION = ExecSpec(checkpoint_every_steps=3, log_every_steps=1, decode_workers=0)
@@ -258,6 +262,49 @@ def test_a_stop_saves_between_two_steps_and_costs_nothing(
     assert told(resumed) == told(whole)
     last = read_metrics(run.metrics)[-1]
     assert (last["burnt_steps"], last["burnt_flops"], last["burnt_wall_s"]) == (0, 0, 0.0)
+
+
+TWO_RANKS = """
+import os, sys
+from pathlib import Path
+from tests.test_resume import Interrupted, Lists, STOP, at, data_of, go, run_spec
+lists = Lists.__new__(Lists)
+lists.videos = Path(sys.argv[2])
+spec = run_spec("vjepa", data_of(lists.videos), steps=13)
+lists.paths = {spec.data.fingerprint: sys.argv[2]}
+try:
+    with at(4, lambda: STOP.ask(15) if os.environ["RANK"] == "1" else None):
+        go(Path(sys.argv[1]), spec, lists)
+except Interrupted as error:
+    print(error)
+    sys.stdout.flush()
+    os._exit(130)
+"""
+
+
+def test_a_signal_to_one_rank_stops_and_saves_all(lists: Lists, decoded: Path, tmp_path: Path) -> None:
+    store = copy_of(decoded, tmp_path / "store")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meet = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_RANKS, str(store), str(lists.videos)],
+            cwd=ROOT, env={**os.environ, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in ranks:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (130, "stopped after step 5; its state is saved\n"), err
+    spec = run_spec("vjepa", data_of(lists.videos), steps=STEPS)
+    resumed = go(store, spec, lists, attempt=2)
+    assert [row["attempt"] for row in read_metrics(resumed.metrics)] == [1] * 5 + [2] * 8
+    whole = load_file(go(copy_of(decoded, tmp_path / "whole"), spec, lists).artefact)
+    for name, tensor in load_file(resumed.artefact).items():
+        torch.testing.assert_close(tensor, whole[name], atol=1e-5, rtol=0)
 
 
 def test_how_a_run_executes_may_change_on_the_way(lists: Lists, decoded: Path, tmp_path: Path) -> None:
