@@ -144,7 +144,7 @@ def _read_run(store: Path, run: PlannedRun) -> RunRecord:
     folder = RunDir(store, run.run_id)
     try:
         result, error = folder.read_result(), folder.read_error()
-    except UserError as problem:
+    except (UserError, OSError) as problem:
         return RunRecord(run, "failed", str(problem), None)
     if result is not None:
         return RunRecord(run, "done", None, result)
@@ -180,7 +180,7 @@ def _read_probe(store: Path, record: RunRecord, probe_id: str) -> tuple[ProbeRes
     folder = RunDir(store, record.run.run_id)
     try:
         found, error = folder.read_probe(probe_id), folder.read_error()
-    except UserError as problem:
+    except (UserError, OSError) as problem:
         return None, "failed", str(problem)
     if found is None and error is not None:
         return None, "failed", f"{error.kind}: {error.message}"

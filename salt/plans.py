@@ -381,7 +381,7 @@ def _cell_line(cell: Cell) -> CellLine:
 
 def plan_names(store: Path) -> list[str]:
     """Plans of a store, newest first."""
-    files = list((store / "plans").glob("*/plan.jsonl"))
+    files = [path for path in (store / "plans").glob("*/plan.jsonl") if path.is_file()]
     files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return [path.parent.name for path in files]
 

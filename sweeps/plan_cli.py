@@ -8,6 +8,7 @@ from typing import Any
 
 from salt.errors import UserError
 from salt.store import store_path
+from salt.writable import make_folder
 from sweeps.command import add_command, print_json, print_tables
 
 
@@ -87,6 +88,7 @@ def _plan(args: argparse.Namespace) -> int:
         from sweeps.auditing import audit_bases
 
         audit_bases(draft)
+    make_folder(store / "plans", "the store's folder")
     written = write_plan(store, draft)
     if args.audit:
         from sweeps.auditing import record_audit
