@@ -1,7 +1,8 @@
 """Processes that decode the clips of coming steps into memory they share with the training loop.
 
 Work is handed out clip by clip, so that one slow file keeps one worker busy and not a whole batch, and the
-parent always knows which file a worker has in hand: a crash or a hang is reported with its name. Workers come
+parent always knows which file a worker has in hand: a crash or a hang costs that process, is reported with
+the file's name, and another process goes on. Workers come
 from a fork server, so no decoder, lock or thread of the parent crosses a fork; they ignore the signals that
 tell a job to stop, which are the training loop's to answer, and end when the parent does.
 """
