@@ -125,6 +125,8 @@ def _train(
         from salt.sources import open_sources
         from salt.train import train
 
+        if world.any(STOP.requested):  # what has been loaded up to here takes seconds
+            raise Interrupted(step=None, saved=False)
         sources = open_sources(run.store, spec, execution)
         heard = warn if world.main else lambda _: None
         train(spec, run, sources, execution, attempt, heard, world, from_start=from_start)
