@@ -181,6 +181,7 @@ def record_inputs(run: RunDir, spec: RunSpec, sources: Mapping[str, Clips | Vide
                 fingerprint=part.fingerprint,
                 clips=len(sources[part.fingerprint].rows) * each,
                 skipped_files=len(getattr(sources[part.fingerprint], "skipped", ())),
+                decoded_files=dict(getattr(sources[part.fingerprint], "decoded_files", {})),
                 near_copies=_near_copies(run, spec, sources[part.fingerprint]),
             )
             for part in parts

@@ -52,6 +52,7 @@ class ListInput(Spec, kw_only=True):
     fingerprint: str
     clips: int
     skipped_files: int
+    decoded_files: dict[str, int] = {}  # of stored clips, by decoder
     near_copies: int | None = None  # files alike to another; None: streamed, or too long a list
 
 
@@ -89,6 +90,9 @@ class RunResult(Spec, kw_only=True):
     unique_clips: int
     epochs: float
     max_repeats: int = 0  # draws of the clip that was drawn most often
+    burnt_steps: int | None = None  # trained once more after a kill or a failure; None: not known
+    burnt_flops: int | None = None
+    burnt_wall_s: float | None = None
     lists: tuple[ListSeen, ...] = ()
 
 

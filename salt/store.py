@@ -108,6 +108,7 @@ class RunDir:
         self.checkpoints = self.path / "ckpt"
         self.kept = self.path / "kept"
         self.artefact = self.path / "artefact.safetensors"
+        self.quarantine = self.path / "quarantine"
         self.probes = self.path / "probes"
         self.error = self.path / "error.json"
         self.result = self.path / "result.json"

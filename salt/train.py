@@ -26,6 +26,7 @@ from salt.prepare import (
     record_inputs,
     refuse_diverged,
 )
+from salt.quarantine import Quarantine
 from salt.resume import begin
 from salt.saving import Saver, read_earlier
 from salt.shard import distribute, full_tensors
@@ -95,7 +96,12 @@ def train(
     world.on_main(lambda: record_inputs(run, spec, sources))
     pinned = device.type == "cuda"
     loader = Loader(
-        batches, range(start.step, spec.steps), mine, workers=execution.decode_workers, pin_memory=pinned
+        batches,
+        range(start.step, spec.steps),
+        mine,
+        workers=execution.decode_workers,
+        pin_memory=pinned,
+        quarantine=Quarantine(run.quarantine, world.rank),
     )
     graphs, skips = GraphCheck(execution, warn), SkipReport(loader, world, warn)
     first_bad = torch.full((), -1, device=device)  # first step whose loss or gradient was not finite

@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         help="any field of `execution`, such as micro_batch_clips=8 or compile=true",
     )
     run.add_argument(
+        "--from-start",
+        action="store_true",
+        help="begin again where a run has lost its checkpoints; without it that is an error",
+    )
+    run.add_argument(
         "--processes", type=int, metavar="N", help="how many train it together (default: as torchrun says)"
     )
     show = commands.add_parser("show", help="what a run is and did", epilog=_EXAMPLES, formatter_class=raw)
@@ -120,7 +125,14 @@ def _run(arguments: argparse.Namespace, store: Path) -> int:
                 raise UserError(f"{held}: wait for it, or stop it") from held
             try:
                 with claim:
-                    execute(store, planned, probes, execution, processes=arguments.processes)
+                    execute(
+                        store,
+                        planned,
+                        probes,
+                        execution,
+                        processes=arguments.processes,
+                        from_start=arguments.from_start,
+                    )
             except Interrupted as stop:
                 print(f"run {planned.run_id} {stop}; the same command goes on from there", file=sys.stderr)
                 return 130

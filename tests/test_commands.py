@@ -140,7 +140,7 @@ def test_the_options_of_salt_data_are_these() -> None:
             "--selection",
             "--workers",
         ],
-        "scan": ["--all", "--clean", "--help", "--json", "--limit-s", "--workers"],
+        "scan": ["--all", "--clean", "--help", "--json", "--limit-gb", "--limit-s", "--workers"],
         "pack": sorted(
             [
                 *clip,
@@ -165,7 +165,9 @@ def test_the_options_of_salt_train_are_these() -> None:
     )
     common = ("--help", "--json", "--store")
     assert {name: options_of(command) for name, command in commands.items()} == {
-        "run": sorted([*common, "--device", "--list", "--plan", "--processes", "--set", "--threads"]),
+        "run": sorted(
+            [*common, "--device", "--from-start", "--list", "--plan", "--processes", "--set", "--threads"]
+        ),
         "show": sorted(common),
         "probe": sorted(
             [*common, "--branch", "--device", "--spec", "--step", "--threads", "--workers"],
