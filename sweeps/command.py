@@ -59,11 +59,18 @@ def choose(store: Path, name: str | None) -> str:
 
 
 def print_tables(tables: list[Any]) -> None:
+    """Print rich tables as they are: `[red]` in a name or a message is text, not a colour."""
+    from rich.text import Text
+
     from slurm.console import console
 
     out = console()
     for table in tables:
-        out.print(table)
+        for part in ("title", "caption"):
+            text = getattr(table, part, None)  # of a table, not of a line of text
+            if isinstance(text, str):
+                setattr(table, part, Text(text, style=f"table.{part}"))
+        out.print(table, markup=False)
 
 
 def print_json(data: object) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import tests.fuzz_kit  # noqa: F401 - `--hypothesis-profile` knows its profiles
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:

@@ -7,13 +7,16 @@ import copy
 import io
 import json
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import yaml
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 
 import salt_cli
 
@@ -88,6 +91,36 @@ RAW: tuple[bytes, ...] = (
 )
 
 
+#: How the line of an error begins: ours, or argparse's own.
+_STARTS = ("error:", *(f"{name}:" for name in salt_cli.COMMANDS))
+#: What `make test` tries; `--hypothesis-profile=long` tries as many as one has hours for.
+QUICK, LONG = 40, 20_000
+
+settings.register_profile(
+    "quick",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=QUICK,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "long",
+    deadline=None,
+    database=None,
+    max_examples=LONG,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("quick")
+set_hypothesis_home_dir(tempfile.gettempdir())  # it keeps what it knows of Unicode, not beside our sources
+
+
+def tries(count: int) -> settings:
+    """Settings for `count` inputs in the quick profile, and in proportion in others."""
+    return settings(max_examples=max(1, count * settings.default.max_examples // QUICK))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ended:
     """What a command said and how it ended."""
@@ -134,10 +167,9 @@ def held(ended: Ended, *places: str) -> Ended:
     assert ended.code in (0, 1, 2), ended
     assert "Traceback" not in ended.err, ended.err
     if ended.code == 2:
-        lines = ended.err.strip().splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
-        assert len(errors) == 1, ended.err
-        message = ended.err.split("error: ", 1)[1]
+        starts = [line for line in ended.err.splitlines() if line.partition(" ")[0] in _STARTS]
+        assert len(starts) == 1, ended.err
+        message = ended.err[ended.err.index(starts[0]) :].partition("error: ")[2]
         assert len(message.strip()) > 12, message
         assert not places or any(place in message for place in places), f"names none of {places}: {message}"
     return ended
