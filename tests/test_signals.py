@@ -297,3 +297,42 @@ def test_a_worker_passes_a_stop_on_to_its_ranks(videos: Path, tmp_path: Path) ->
     assert "FAILED" not in said
     require_tidy(run)
     assert len(list(run.checkpoints.glob("step-*.json"))) == 1
+
+
+#: Submits a plan to one worker process, as `salt-sweep submit --on local` does.
+SUBMIT = """
+import sys
+from pathlib import Path
+from salt.plans import read_plan
+from slurm.local import Submission, run_local
+store = Path(sys.argv[1])
+try:
+    run_local(Submission(store=store, plan=read_plan(store, "one"), since_ns=0), 1)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_submission_waits_for_its_workers_to_save(
+    number: signal.Signals, videos: Path, tmp_path: Path
+) -> None:
+    spec = run_spec("pixel", data_of(videos), steps=ENDLESS)
+    store = Store(tmp_path / "store", (videos,))
+    store.plan("one", [spec], checkpoint_every_steps=ENDLESS)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SUBMIT, str(store.path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    run = RunDir(store.path, spec_id(spec))
+    wait_for(parent, lambda: run.metrics.exists() and read_metrics(run.metrics))
+    for _ in range(2):  # an impatient user
+        parent.send_signal(number)
+    said, _ = parent.communicate(timeout=LIMIT_S)
+    assert parent.returncode == 130, said
+    assert f"asked to stop ({number.name}): runs save, and go on when submitted again" in said
+    require_tidy(run)
+    assert len(list(run.checkpoints.glob("step-*.json"))) == 1
