@@ -1,6 +1,7 @@
 # make study          install into .venv, then run the miniature study from clips to report (about 20 minutes on two cores)
 # make study QUICK=1  the short version of the same study (about three minutes)
 # make test           install what the tests need and run them
+# make crash          disturb a small study in every way: kills, full disks, wrong clocks (about ten minutes)
 # make check          lint, format check and types
 # make clean          remove .venv and caches; clips and the run store stay
 
@@ -12,7 +13,7 @@ PLAN := miniature$(if $(QUICK),-quick)
 
 SOURCES := salt slurm sweeps analysis tests benchmarks salt_cli.py
 
-.PHONY: study test check clean
+.PHONY: study test crash check clean
 .DELETE_ON_ERROR:
 
 study: $(VENV)/.installed
@@ -30,6 +31,9 @@ study: $(VENV)/.installed
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest
+
+crash: $(VENV)/.test-installed
+	$(BIN)/python -m tests.crash --kills 300
 
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check $(SOURCES)
