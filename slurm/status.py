@@ -100,7 +100,7 @@ def plan_status(store: Path, plan: Plan) -> PlanStatus:
                 holder=None if claim is None else str(claim.holder),
                 kind=None if error is None else error.kind,
                 error_class=None if error is None else _error_class(error),
-                reason=_reason(standing, names),
+                reason=_reason(standing, names, plan.name),
                 attempts=None if attempts is None else len(attempts),
                 host=_host(error, attempts),
             )
@@ -133,7 +133,7 @@ def last_step(metrics: Path) -> int | None:
     return None
 
 
-def _reason(standing: Standing, names: dict[str, RunName]) -> str | None:
+def _reason(standing: Standing, names: dict[str, RunName], plan: str) -> str | None:
     above = standing.blocked_by
     if above is not None:
         return f"its teacher failed: {names[above]} ({above})"
@@ -148,7 +148,7 @@ def _reason(standing: Standing, names: dict[str, RunName]) -> str | None:
         return said
     vain = str(standing.fruitless)  # which the message may say already
     head = "" if said.startswith(vain) else f"{vain}: "
-    return f"{head}{said}; not retried: `salt-train run {standing.run_id}` tries once more"
+    return f"{head}{said}; not retried: `salt-train run {standing.run_id} --plan {plan}` tries once more"
 
 
 def _short(message: str) -> str:

@@ -139,7 +139,7 @@ def test_a_run_that_fails_three_times_is_only_retried_when_asked(plan: Plan, tmp
     assert (status.kind, status.attempts, status.host) == ("disk", 3, "gpu007")
     assert status.reason == (
         "3 attempts in a row without a new step, on gpu007: no space left in /data; free some room there; "
-        f"not retried: `salt-train run {run.run_id}` tries once more"
+        f"not retried: `salt-train run {run.run_id} --plan small` tries once more"
     )
     assert submit(retry_given_up=True) == [run.run_id]
     assert states(tmp_path, only) == [State.GIVEN_UP]
