@@ -167,9 +167,37 @@ def site_yaml(site: SiteSpec) -> str:
     return text
 
 
+#: Below and above these no machine is, and hours, bytes and money would be beyond a number's range.
+_EARTHLY: dict[str, tuple[float, float]] = {
+    "memory_gib": (1e-3, 1e6),
+    "max_hours_per_job": (1e-3, 1e6),
+    "price_per_gpu_hour": (0.0, 1e6),
+    "peak_flops": (1e6, 1e21),
+}
+_LEAST_SHARE = 1e-6  # of the peak
+
+
+def _unearthly(site: SiteSpec) -> list[str]:
+    """Values that no machine has, such as those of a mistaken exponent."""
+    problems = []
+    for field, (least, most) in _EARTHLY.items():
+        value = getattr(site, field)
+        found = (
+            {f"{field}.{key}": item for key, item in value.items()}
+            if isinstance(value, dict)
+            else {field: value}
+        )
+        problems += [
+            f"{place} {item:g}: {least:g} to {most:g} is what a machine may have"
+            for place, item in found.items()
+            if item is not None and not least <= item <= most
+        ]
+    return problems
+
+
 def _problems(site: SiteSpec) -> list[str]:
     """Every way in which the values of a profile contradict each other."""
-    problems = []
+    problems = _unearthly(site)
     names = [DEFAULT, *SIZES]
     problems += [
         unknown_name(f"utilisation.{name}", name, names) for name in site.utilisation if name not in names
@@ -177,7 +205,7 @@ def _problems(site: SiteSpec) -> list[str]:
     problems += [
         f"utilisation.{name} {share:g}: give a share of the peak, above 0 and at most 1"
         for name, share in site.utilisation.items()
-        if not 0 < share <= 1
+        if not _LEAST_SHARE <= share <= 1
     ]
     if DEFAULT not in site.utilisation:
         problems.append("utilisation: no entry `default`, which sizes without one of their own take: add it")
