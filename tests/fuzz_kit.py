@@ -20,8 +20,8 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 import salt_cli
 
-#: No input may keep a command busy for longer.
-LIMIT_S = 20
+#: No input may take more of a processor's time, nor keep a command waiting where others use the processor too.
+LIMIT_S, WAIT_S = 20, 300
 
 #: Values that no field expects, and those that many do, out of place.
 ODD: tuple[Any, ...] = (
@@ -131,7 +131,7 @@ class Ended:
 
 
 class TooSlow(BaseException):
-    """A command that an input kept busy for `LIMIT_S`; no handler for exceptions catches it."""
+    """A command that an input kept busy for too long; no handler for exceptions catches it."""
 
 
 @contextlib.contextmanager
@@ -139,15 +139,19 @@ def limited(limit_s: int = LIMIT_S) -> Iterator[None]:
     """End what is inside with `TooSlow` when its time is over."""
 
     def late(number: int, frame: FrameType | None) -> None:
-        raise TooSlow(f"still busy after {limit_s} s")
+        raise TooSlow(f"busy for {limit_s} s, or waiting for {WAIT_S} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(limit_s)
+    timers = {signal.ITIMER_PROF: (signal.SIGPROF, limit_s), signal.ITIMER_REAL: (signal.SIGALRM, WAIT_S)}
+    before = {number: signal.signal(number, late) for number, _ in timers.values()}
+    for timer, (_, after_s) in timers.items():
+        signal.setitimer(timer, after_s)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def command(name: str, *argv: str) -> Ended:
