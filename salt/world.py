@@ -330,9 +330,10 @@ def _own_device(device: str, launch: Launch) -> torch.device:
 
 def _kind(error: Exception) -> str:
     """The kind of `RunFailed` that an error of a rank becomes."""
-    if isinstance(error, RunFailed):
-        return error.kind
-    return "data" if isinstance(error, UserError | VideoError | OSError) else "code"
+    from salt.failures import kind_of
+
+    kind = kind_of(error, _text(error))
+    return "data" if kind == "code" and isinstance(error, OSError) else kind
 
 
 def _text(error: Exception) -> str:

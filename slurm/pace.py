@@ -9,7 +9,7 @@ from pathlib import Path
 
 from salt.plan_specs import Plan, PlannedRun
 from salt.store import RunDir
-from slurm.states import State
+from slurm.states import STUCK, State
 from slurm.status import PlanStatus
 
 
@@ -31,14 +31,14 @@ class Pace:
         for run, row in zip(self._plan.runs, status.runs, strict=True):
             if row.state is State.DONE:
                 self._learn(run)
-            elif row.state not in (State.FAILED, State.DIVERGED, State.BLOCKED):
+            elif row.state not in STUCK:
                 train_left += row.planned_flops - row.done_flops
         if train_left:
             if not self._train_flops:
                 return None
             left_s += train_left * self._train_wall_s / self._train_flops
         for run, row in zip(self._plan.runs, status.runs, strict=True):
-            if row.state in (State.DONE, State.FAILED, State.DIVERGED, State.BLOCKED):
+            if row.state in (State.DONE, *STUCK):
                 continue
             for probe_id in run.probe_ids:
                 walls_s = self._probe_walls_s.get(probe_id)

@@ -79,6 +79,11 @@ def _add_submit(commands: Any) -> None:
     parser.add_argument(
         "--retry-diverged", action="store_true", help="also retry runs whose loss stopped being a number"
     )
+    parser.add_argument(
+        "--retry-given-up",
+        action="store_true",
+        help="also retry runs that were given up after several vain tries",
+    )
 
 
 def _add_status(commands: Any) -> None:
@@ -114,7 +119,13 @@ def _submit(args: argparse.Namespace) -> int:
     name = choose(store, args.study)
     plan = read_plan(store, name)
     since_ns = _now_ns(store, name)
-    standings = assess(store, plan, since_ns=since_ns, retry_diverged=args.retry_diverged)
+    standings = assess(
+        store,
+        plan,
+        since_ns=since_ns,
+        retry_diverged=args.retry_diverged,
+        retry_given_up=args.retry_given_up,
+    )
     missing = [run for run in plan.runs if standings[run.run_id].state not in (State.DONE, *STUCK)]
     code = 0
     if missing:
@@ -124,7 +135,13 @@ def _submit(args: argparse.Namespace) -> int:
         refuse_runs(plan)
         audit_plan(store, plan)
         prepare_clips(store, plan)
-        submission = Submission(store=store, plan=plan, since_ns=since_ns, retry_diverged=args.retry_diverged)
+        submission = Submission(
+            store=store,
+            plan=plan,
+            since_ns=since_ns,
+            retry_diverged=args.retry_diverged,
+            retry_given_up=args.retry_given_up,
+        )
         if args.on == "inline":
             from slurm.inline import run_inline
 

@@ -108,7 +108,15 @@ def test_the_options_of_salt_sweep_are_these() -> None:
             *("--audit", "--budget", "--charge", "--convention", "--help", "--json", "--layout", "--match"),
             *("--quick", "--rows", "--site", "--store", "--targets"),
         ],
-        "submit": ["--help", "--json", "--on", "--retry-diverged", "--store", "--workers"],
+        "submit": [
+            "--help",
+            "--json",
+            "--on",
+            "--retry-diverged",
+            "--retry-given-up",
+            "--store",
+            "--workers",
+        ],
         "status": ["--help", "--json", "--store"],
         "diff": ["--help", "--json", "--store"],
         "ledger": [
