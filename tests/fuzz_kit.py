@@ -20,7 +20,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 import salt_cli
 
-#: No input may take more of a processor's time, nor keep a command waiting where others use the processor too.
+#: No input may take more of a processor's time, nor keep a command waiting on a busy machine.
 LIMIT_S, WAIT_S = 20, 300
 
 #: Values that no field expects, and those that many do, out of place.
