@@ -150,7 +150,7 @@ def read_claim(run: RunDir, now_unix_s: float | None = None) -> ClaimState | Non
 def _decode(data: bytes) -> Holder | None:
     try:
         return msgspec.json.decode(data, type=Holder)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None  # empty or cut: made, but its holder was stopped before the name was written
 
 
@@ -242,7 +242,7 @@ def _machine() -> str:
 def _lives(pid: int, started: str | None) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # gone, or a number that no process has
         return False
     except PermissionError:
         pass  # somebody else's process has the number: its start time decides below

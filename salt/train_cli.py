@@ -14,6 +14,7 @@ import msgspec
 
 from salt import __version__, exchange_cli, probe_cli
 from salt.errors import Interrupted, UserError
+from salt.plain_yaml import parse_yaml
 from salt.plan_specs import PlannedRun
 from salt.plans import choose_plan, plan_names, read_plan
 from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
@@ -172,9 +173,9 @@ def _changed(execution: ExecSpec, arguments: argparse.Namespace) -> ExecSpec:
             known = ", ".join(name for name in fields if name not in ("folder", "lists"))
             raise UserError(f"--set {text}: write KEY=VALUE with one of the keys {known}")
         try:
-            fields[key] = msgspec.yaml.decode(value.encode())
+            fields[key] = parse_yaml(f"{key}: {value}".encode(), Path("--set"))[key]
             execution = msgspec.convert(fields, ExecSpec)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (UserError, msgspec.ValidationError) as error:
             raise UserError(f"--set {text}: {error}") from error
     return execution
 
@@ -257,7 +258,7 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
         f"step {found['step']} of {found['steps']}, {state}"
     )
     print(f"folder: {found['folder']}")
-    if found["loss"] is not None:
+    if isinstance(found["loss"], float):
         print(f"last logged loss: {found['loss']:.4f}")
     if found["error"] is not None:
         error = found["error"]

@@ -108,7 +108,7 @@ class Fleet:
     def _start_one(self) -> None:
         self._started += 1
         log = self.submission.folder / f"worker-{os.getpid()}-{self._started}.log"
-        command = [sys.executable, "-P", "-m", "slurm.worker", "--store", str(self.submission.store)]
+        command = [sys.executable, "-P", "-m", "slurm.worker", f"--store={self.submission.store}"]
         command += ["--plan", self.submission.plan.name, "--since-ns", str(self.submission.since_ns)]
         command += ["--parent", str(os.getpid())]
         command += ["--retry-diverged"] if self.submission.retry_diverged else []

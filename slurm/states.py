@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -61,6 +62,10 @@ class Standing(Spec, kw_only=True):
     fruitless: Fruitless | None = None  # of a run that is given up
 
 
+#: How far the clock of the store's file system may be ahead of this machine's.
+CLOCK_SLACK_NS = 120 * 10**9
+
+
 class Retry(Spec, kw_only=True):
     """Which errors a submission lets be: those before `since_ns` (file clock, nanoseconds), with exceptions.
 
@@ -79,7 +84,9 @@ class Retry(Spec, kw_only=True):
             error = folder.read_error()
         except FileNotFoundError:
             return None  # none, or removed just now by the next attempt
-        if error is None or written_ns >= self.since_ns:
+        # One of the future was written before the clock was set back: no attempt of this submission is it.
+        ahead = written_ns > time.time_ns() + CLOCK_SLACK_NS
+        if error is None or (written_ns >= self.since_ns and not ahead):
             return error
         if error.kind == "diverged":
             return None if self.diverged else error

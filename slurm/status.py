@@ -126,7 +126,7 @@ def last_step(metrics: Path) -> int | None:
     for line in reversed(lines[:-1]):  # what follows the last newline is still being written
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # cut by a kill, or by our own seek
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             return int(row["step"])
