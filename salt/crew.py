@@ -165,7 +165,7 @@ class Crew:
     def __init__(self, read: Reader, *, workers: int, shape: tuple[int, ...], limit_s: float = 120.0) -> None:
         self.limit_s = limit_s
         context: Any = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*PRELOADED, "torch", "salt.batches"])
+        context.set_forkserver_preload([*PRELOADED, "torch"])
         self._memory = SharedClips(shape)
         self.clips = self._memory.array()
         self._start = lambda: _Worker(context, self._memory, read)

@@ -33,7 +33,8 @@ ENDING_LIMIT_S = 10.0
 CHUNK = 16
 #: Imported once, by the fork server, instead of by every worker. Imported only: no decoder is opened before
 #: a fork.
-PRELOADED = ["numpy", "av", "salt.video"]
+#: Nothing of ours: the server looks in the current folder first, where another `salt` may lie.
+PRELOADED = ["numpy", "av"]
 
 log = logging.getLogger(__name__)
 

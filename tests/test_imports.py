@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.video_kit import write_video
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("salt", "slurm", "sweeps", "analysis", "salt_cli")
 ALLOWED = {
@@ -135,3 +137,22 @@ def test_a_worker_uses_our_packages_too(tmp_path: Path) -> None:
     done = run([], code, FIRST=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Started by salt-sweep submit" in done.stdout
+
+
+def test_decoding_processes_use_our_packages_in_a_folder_with_another_salt(tmp_path: Path) -> None:
+    """The server that forks them begins with the current folder on its path."""
+    (tmp_path / "salt").mkdir()
+    (tmp_path / "salt" / "__init__.py").write_text(FOREIGN)
+    write_video(tmp_path / "clip.mp4", 8, width=64, height=64)
+    (tmp_path / "list.csv").write_text("path\nclip.mp4\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "salt_cli.py"), "salt-data", "scan", "list.csv", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"good": 1' in done.stdout
+    assert "foreign package" not in done.stderr
