@@ -22,24 +22,39 @@ from tests.crash.study import PLAN, only, write_plan
 
 #: Kills of one store before it is let come to its end.
 KILLS_A_CASE = 12
+STREAMING = "a worker with decoders"
 
 
 def kill_cases(kills: int) -> Iterator[Case]:
     """Cases that kill that many times altogether, if every attempt lives until it is to be killed."""
-    kinds = ("one worker", "two workers", "a worker with decoders")
+    kinds = ("one worker", "two workers", STREAMING)
     for number in range(-(-kills // KILLS_A_CASE)):
         kind = kinds[number % 3]
         yield Case(name=f"kill {number} ({kind})", work=partial(_killed, kind))
 
 
 def _killed(kind: str, bench: Bench, folder: Path, rng: random.Random) -> Outcome:
-    outcome, store = Outcome(), bench.store(folder)
-    beside = kind == "a worker with decoders"
-    plan = bench.streaming if beside else bench.study.plan
+    """Killed again and again until the study is done, and in another store, until there were enough kills."""
+    outcome = Outcome()
+    for number in range(KILLS_A_CASE):
+        store = bench.store(folder / str(number))
+        left = KILLS_A_CASE - outcome.figures.get("kills", 0)
+        outcome.count("kills", _kill_until_done(kind, left, bench, store, rng, outcome))
+        finish(bench, store, bench.streaming if kind == STREAMING else bench.study.plan, outcome)
+        if outcome.figures["kills"] >= KILLS_A_CASE:
+            break
+    return outcome
+
+
+def _kill_until_done(
+    kind: str, most: int, bench: Bench, store: Path, rng: random.Random, outcome: Outcome
+) -> int:
+    """The number of kills of one study, at most `most` (with two workers one more)."""
+    plan = bench.streaming if kind == STREAMING else bench.study.plan
     # So that the kills of a case spread over the whole study, which goes on from one to the next.
     mean_s = bench.pass_s * 1.5 / KILLS_A_CASE
     kills = 0
-    while kills < KILLS_A_CASE and not _all_done(store, bench):
+    while kills < most and not _all_done(store, bench):
         attempts = [
             Attempt(worker(store, plan.name), kill_after_s=rng.expovariate(1 / mean_s))
             for _ in range(2 if kind == "two workers" else 1)
@@ -49,13 +64,11 @@ def _killed(kind: str, bench: Bench, folder: Path, rng: random.Random) -> Outcom
             if not ended.killed and ended.code != 0:
                 outcome.problems.append(f"an attempt ended with {ended.code}: {ended.said[-1500:]}")
             kills += ended.killed
-            left = left_of(ended.pid) if beside else []
-            if left:
-                outcome.problems.append(f"decoders {left} outlive their worker")
+            orphans = left_of(ended.pid) if kind == STREAMING else []
+            if orphans:
+                outcome.problems.append(f"decoders {orphans} outlive their worker")
         look(store, plan, outcome, f"after {kills} kills")
-    outcome.count("kills", kills)
-    finish(bench, store, plan, outcome)
-    return outcome
+    return kills
 
 
 def _all_done(store: Path, bench: Bench) -> bool:

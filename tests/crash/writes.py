@@ -11,6 +11,7 @@ from pathlib import Path
 
 from salt.clips import open_clips
 from salt.plan_specs import Plan
+from salt.store import RunDir
 from tests.crash.attempts import Attempt, Ended, worker
 from tests.crash.bench import Bench, Case, Outcome, finish, look
 from tests.crash.hooks import Moments
@@ -34,18 +35,24 @@ def write_cases(bench: Bench, folder: Path, every: int) -> Iterator[Case]:
     """Every `every`-th moment of each run, and of decoding a list. Counts the moments first."""
     for name in SWEPT:
         moments = _moments_of_run(bench, folder / "moments", name)
-        for piece in _pieces(len(moments), every):
-            label = f"writes of {name}, {piece.start} to {piece[-1]} of {len(moments)}"
+        for piece in _pieces(_swept(name, moments)[::every]):
+            label = f"writes of {name}, {piece[0]} to {piece[-1]} of {len(moments)}"
             yield Case(name=label, work=partial(_swept_run, name, piece, moments))
     moments = _moments_of_decoding(bench, folder / "moments")
-    for piece in _pieces(len(moments), every):
-        label = f"writes of decoding, {piece.start} to {piece[-1]} of {len(moments)}"
+    for piece in _pieces(list(range(len(moments)))[::every]):
+        label = f"writes of decoding, {piece[0]} to {piece[-1]} of {len(moments)}"
         yield Case(name=label, work=partial(_swept_decoding, piece, moments))
 
 
-def _pieces(count: int, every: int) -> Iterator[range]:
-    for start in range(0, count, every * PIECE):
-        yield range(start, min(count, start + every * PIECE), every)
+def _swept(name: str, moments: list[str]) -> list[int]:
+    """Numbers of the moments to be tried: all, or, of a run that is swept a second time, not each step's."""
+    each_step = ("metrics.jsonl", "reached.json") if SWEPT[name] else ()
+    return [number for number, moment in enumerate(moments) if not moment.endswith(each_step)]
+
+
+def _pieces(numbers: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(numbers), PIECE):
+        yield numbers[start : start + PIECE]
 
 
 def _moments_of_run(bench: Bench, folder: Path, name: str) -> list[str]:
@@ -68,13 +75,16 @@ def _ready(bench: Bench, folder: Path, name: str) -> tuple[Path, Plan]:
     run = name.partition(",")[0]
     store, plan = bench.store_up_to(folder, run), only(bench.study.plan, bench.study.names[run])
     write_plan(store, plan)
+    (store / "runs").mkdir(exist_ok=True)
     return store, plan
 
 
 def _begin(store: Path, plan: Plan, name: str) -> None:
     """Take the run and its latents away, and fail it once if it is to have failed before."""
-    run_id = plan.runs[0].run_id
-    shutil.rmtree(store / "runs" / run_id[:2] / run_id, ignore_errors=True)
+    run = RunDir(store, plan.runs[0].run_id)
+    shutil.rmtree(run.path, ignore_errors=True)
+    if run.path.parent.exists() and not any(run.path.parent.iterdir()):
+        run.path.parent.rmdir()  # so that each attempt makes it, and has the same moments
     shutil.rmtree(store / "cache" / "targets", ignore_errors=True)
     if SWEPT[name]:
         _attempt(store, plan, room_bytes=FAILING_BYTES)
@@ -85,7 +95,7 @@ def _attempt(store: Path, plan: Plan, **how: int) -> Ended:
 
 
 def _swept_run(
-    name: str, piece: range, moments: list[str], bench: Bench, folder: Path, rng: random.Random
+    name: str, piece: list[int], moments: list[str], bench: Bench, folder: Path, rng: random.Random
 ) -> Outcome:
     """Killed at each moment of `piece`, then, going on, at one drawn at random, then left alone."""
     outcome = Outcome()
@@ -144,7 +154,7 @@ def _clips_of(store: Path) -> dict[str, bytes]:
 
 
 def _swept_decoding(
-    piece: range, moments: list[str], bench: Bench, folder: Path, rng: random.Random
+    piece: list[int], moments: list[str], bench: Bench, folder: Path, rng: random.Random
 ) -> Outcome:
     outcome, store = Outcome(), _bare(bench, folder)
     wanted = _clips_of(bench.prepared)
