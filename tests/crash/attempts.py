@@ -19,7 +19,7 @@ from pathlib import Path
 Hook = Callable[[], None]
 
 #: An attempt that takes longer is a hang.
-LIMIT_S = 180.0
+LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from slurm.states import State, assess
 #: Fields that tell of attempts, as do those that begin with `burnt_`; those that end in `_s` tell of time.
 #: All others are the run's own.
 OF_ATTEMPTS = ("attempt", "attempts", "utilisation", "data_wait_share", "target_rank_highest")
-#: Names of files that a kill may leave in a run's folder: of a claim being taken over; of a checkpoint that the
-#: last one was to replace; and, as nobody works on a run that is done, of one killed after its `result.json`.
+#: Names of files that a kill may leave in a run's folder: of a claim being taken over; of a checkpoint that
+#: the last one was to replace; and, as nobody works on a run that is done, of one killed after its result.
 TOLERATED: tuple[str, ...] = (".claim.*.tmp", "ckpt/step-*", "claim", ".env.json.*.tmp")
 
 

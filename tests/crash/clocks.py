@@ -6,15 +6,17 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from salt.claim import Claim, read_claim
 from salt.store import RunDir
+from slurm.worker import RUNS_FAILED
 from tests.crash.attempts import Attempt, worker
 from tests.crash.bench import Bench, Case, Outcome, finish, look
-from tests.crash.hooks import shift_clock
+from tests.crash.hooks import limit_files, shift_clock
 from tests.crash.kills import begun_again
 
 HOUR_S = 3600.0
@@ -23,6 +25,7 @@ HOUR_S = 3600.0
 def clock_cases() -> Iterator[Case]:
     yield Case(name="clocks: of a worker, an hour back", work=_worker_back)
     yield Case(name="clocks: of the machine, an hour back after a kill", work=_machine_back)
+    yield Case(name="clocks: of the machine, an hour back after a failure", work=_machine_back_after_failure)
     yield Case(name="clocks: of one of two workers, an hour ahead", work=_two_clocks)
     yield Case(name="clocks: of a holder elsewhere, an hour back", work=_holder_back)
 
@@ -43,6 +46,18 @@ def _machine_back(bench: Bench, folder: Path, rng: random.Random) -> Outcome:
     Attempt(worker(store, bench.study.plan.name), kill_after_s=bench.pass_s / 2).wait()
     _age_files(store, HOUR_S)
     look(store, bench.study.plan, outcome, "after a kill, files from the future")
+    outcome.count("clocks")
+    finish(bench, store, bench.study.plan, outcome)
+    return outcome
+
+
+def _machine_back_after_failure(bench: Bench, folder: Path, rng: random.Random) -> Outcome:
+    """A full disk, then the clock is set back: the failure is of the future, and is tried again."""
+    outcome, store = Outcome(), bench.store(folder)
+    ended = Attempt(worker(store, bench.study.plan.name), hook=partial(limit_files, 100_000)).wait()
+    if ended.code != RUNS_FAILED:
+        outcome.problems.append(f"with a full disk it ended with {ended.code}: {ended.said[-1500:]}")
+    _age_files(store, HOUR_S)
     outcome.count("clocks")
     finish(bench, store, bench.study.plan, outcome)
     return outcome

@@ -23,6 +23,8 @@ from tests.crash.study import copy_store, only, write_plan
 #: Runs that write of everything: a state that stays, latents of a teacher, and probes.
 FILLED = ("trunk", "cached", "moving")
 LARGE_BYTES = 64 << 20
+#: Sizes above 0 begin here: with room for a claim and not for an error, a worker begins again and again.
+LEAST_BYTES = 16 << 10
 _NEW_NAMESPACE = 0x00020000  # CLONE_NEWNS: what is mounted ends with the process
 
 Limit = Callable[[Path, int], None]
@@ -59,7 +61,8 @@ def _sizes_of(bench: Bench, name: str) -> list[int]:
 
 def _spread(high: int, count: int) -> list[int]:
     """Sizes from 0 to just below `high`, small ones closer together, as most files are small."""
-    return sorted({round((high - 1) * (place / max(1, count - 1)) ** 3) for place in range(count)})
+    sizes = {round((high - 1) * (place / max(1, count - 1)) ** 3) for place in range(count)}
+    return sorted(size for size in sizes if size == 0 or size >= LEAST_BYTES)
 
 
 def _limited(
@@ -82,6 +85,8 @@ def _limited(
 def _full(bench: Bench, store: Path, plan: Plan, ended: Ended) -> Outcome:
     """A disk was full: that was said, all that is there is whole, and with room again the run ends well."""
     outcome, run = Outcome(), RunDir(store, plan.runs[0].run_id)
+    if ended.hung:
+        outcome.problems.append(f"it never ended: {ended.said[-600:]}")
     if ended.code == 0:
         outcome.problems.append("there was room for everything")
     said = ended.said + (run.error.read_text() if run.error.exists() else "")
