@@ -230,11 +230,14 @@ def _build(
 ) -> int:
     """Encode what is missing, beside whoever else does; the rows that this process encoded."""
     building, lock = folder.with_name(f"{folder.name}.building"), folder.with_name(f"{folder.name}.lock")
+    # Beside what is built, so that a lock taken at the last moment is not published with it.
+    locks = folder.with_name(f"{folder.name}.locks")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(lock):
         if _load(folder, wanted) is not None:
             return 0
         index = _prepare(folder, building, wanted)
+        locks.mkdir(exist_ok=True)
     missing = [shard for shard in range(index.shards) if not is_whole(building, index, shard)]
     total, encoded_rows = sum(len(index.shard_range(shard)) for shard in missing), 0
     try:
@@ -247,7 +250,7 @@ def _build(
         def fill(shard: int, wait: bool) -> bool | None:
             """Encode a shard. False if it was done by another process, None if one is at it."""
             try:
-                with file_lock(building / f"{shard:05d}.lock", wait=wait) as held:
+                with file_lock(locks / f"{shard:05d}.lock", wait=wait) as held:
                     if held is False:
                         return None
                     if is_whole(building, index, shard):
@@ -276,6 +279,7 @@ def _build(
                     advance(count)
     with file_lock(lock):
         _publish(building, folder)
+        shutil.rmtree(locks, ignore_errors=True)  # another process may just be opening one
     return encoded_rows
 
 
@@ -302,8 +306,6 @@ def _publish(building: Path, folder: Path) -> None:
     """Give a finished folder its name, unless another process has."""
     if folder.is_dir():
         return
-    for leftover in building.glob("*.lock"):
-        leftover.unlink()
     try:
         os.rename(building, folder)
     except FileNotFoundError:  # a file system without locks

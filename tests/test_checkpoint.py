@@ -75,11 +75,7 @@ def test_states_load_where_salt_is_not_importable(run: RunDir, tmp_path: Path) -
     write_weights(run, SPEC, {"weights": torch.arange(3.0)}, "student", Origin())
     program = """
 import hashlib, json, pathlib, sys
-try:
-    import salt
-    sys.exit("salt can be imported")
-except ImportError:
-    pass
+sys.modules["salt"] = None  # importing it fails, also where it is installed
 import pickle
 pickle.Unpickler = pickle.load = pickle.loads = None
 from safetensors.numpy import load_file
