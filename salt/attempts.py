@@ -12,6 +12,7 @@ import time
 
 import msgspec
 
+from salt.disk import require_folder
 from salt.errors import UserError
 from salt.store import RunDir, pretty_json, read_json, write_atomically
 
@@ -66,6 +67,7 @@ def begin_attempt(run: RunDir, about: Attempt) -> int:
 
 def end_attempt(run: RunDir, ended: str, message: str | None = None) -> None:
     """Note how the last attempt ended: `done`, `stopped` or the kind of its error, with its message."""
+    require_folder(run.path)  # a store that went away is not made anew
     attempts = read_attempts(run)
     if attempts:
         attempts[-1] |= {"ended": ended, "message": message}

@@ -14,6 +14,7 @@ import msgspec
 
 from salt.disk import require_folder, writing
 from salt.errors import RunFailed
+from salt.processes import temporary
 from salt.store import RunDir, pretty_json, write_atomically
 
 if TYPE_CHECKING:
@@ -97,8 +98,15 @@ def save(run: RunDir, packed: Packed) -> None:
 
     One of a later step goes as well: the run fell back behind it, because it was no good.
     """
-    step = packed.seal.step
-    _write(_path(run, step), packed)
+    _write(_path(run, packed.seal.step), packed)
+    prune(run, packed.seal.step)
+
+
+def prune(run: RunDir, step: int) -> None:
+    """Remove what `save` of that step leaves over; again, should it have been killed there. Nothing goes
+    where that step has no checkpoint."""
+    if step not in _steps(run):
+        return
     older = [there for there in _steps(run) if there < step]
     stay = {step, *older[1 - KEPT :]}
     for path in sorted(run.checkpoints.glob("step-*")):  # `.json` before `.safetensors`: never a seal alone
@@ -110,7 +118,7 @@ def save(run: RunDir, packed: Packed) -> None:
 
 def try_out(run: RunDir, packed: Packed) -> None:
     """Write a state as `save` does, read it back and remove it: raises `DiskFailed` before a step is lost."""
-    trial = run.checkpoints / f".trial.{os.getpid()}.tmp"
+    trial = temporary(run.checkpoints / "trial")
     write_atomically(trial, packed.data, sha256=packed.seal.sha256)
     with writing(trial):
         trial.unlink()

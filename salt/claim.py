@@ -22,6 +22,8 @@ from types import TracebackType
 import msgspec
 
 from salt.disk import writing
+from salt.processes import lives, machine, start_of
+from salt.signals import STOP
 from salt.specs import Spec
 from salt.store import RunDir
 
@@ -62,7 +64,8 @@ class Claim:
     """The right to work in one run's folder, kept alive by a thread until it is released.
 
     Use as a context manager, or call `release`. `lost` is set when the claim was taken away, which happens
-    only to a process that stood still for longer than `STALE_AFTER_S`.
+    only to a process that stood still for longer than `STALE_AFTER_S`; until the release `STOP` then says
+    that the run is another's.
     """
 
     def __init__(self, run: RunDir, holder: Holder, heartbeat_s: float) -> None:
@@ -96,6 +99,8 @@ class Claim:
             return
         self._stop.set()
         self._thread.join()
+        if self.lost.is_set():
+            STOP.lost = False
         try:
             with _breaking(self.run):
                 if _is_mine(self.run.claim, self.holder):
@@ -111,6 +116,7 @@ class Claim:
             try:
                 if not _is_mine(self.run.claim, self.holder):
                     self.lost.set()
+                    STOP.lost = True
                     return
                 os.utime(self.run.claim)
             except FileNotFoundError:
@@ -157,8 +163,8 @@ def _decode(data: bytes) -> Holder | None:
 def _is_stale(holder: Holder | None, age_s: float) -> bool:
     if holder is None:
         return age_s > EMPTY_AFTER_S
-    if holder.machine == _machine():
-        return not _lives(holder.pid, holder.started)
+    if holder.machine == machine():
+        return not lives(holder.pid, holder.started)
     return age_s > STALE_AFTER_S
 
 
@@ -201,9 +207,18 @@ def _take_over(run: RunDir, me: Holder) -> None:
             elif state.stale:
                 os.replace(beside, run.claim)
             else:
+                _bring_back(run.claim, beside.stat().st_mtime)
                 raise ClaimHeld(run.run_id, state.holder, state.age_s)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _bring_back(claim: Path, now_unix_s: float) -> None:
+    """A heartbeat of the future, from before a clock was set back, counts from now on: else a dead holder on
+    another machine would stay alive until that time comes. A living one overwrites it with its next beat.
+    """
+    if claim.stat().st_mtime > now_unix_s + HEARTBEAT_S:
+        os.utime(claim, (now_unix_s, now_unix_s))
 
 
 @contextlib.contextmanager
@@ -212,6 +227,8 @@ def _breaking(run: RunDir) -> Iterator[None]:
     handle = os.open(run.path / "claim.lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in run.path.glob(".claim.*.tmp"):  # of processes that were killed with the lock
+            left.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)
@@ -221,48 +238,9 @@ def _me() -> Holder:
     pid = os.getpid()
     return Holder(
         host=socket.gethostname(),
-        machine=_machine(),
+        machine=machine(),
         pid=pid,
-        started=_start_of(pid),
+        started=start_of(pid),
         token=uuid.uuid4().hex,
         claimed_unix_s=time.time(),
     )
-
-
-def _machine() -> str:
-    """Host, boot and process namespace: only within one of these does a process number mean anything."""
-    boot = _read_text(Path("/proc/sys/kernel/random/boot_id"))
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = ""
-    return f"{socket.gethostname()}/{boot or ''}/{namespace}"
-
-
-def _lives(pid: int, started: str | None) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # gone, or a number that no process has
-        return False
-    except PermissionError:
-        pass  # somebody else's process has the number: its start time decides below
-    now_started = _start_of(pid)
-    if now_started == "zombie":
-        return False
-    return started is None or now_started is None or started == now_started
-
-
-def _start_of(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; "zombie" for one that ended; None where unknown."""
-    text = _read_text(Path(f"/proc/{pid}/stat"))
-    if text is None:
-        return None
-    fields = text.rpartition(")")[2].split()  # the name in brackets may hold spaces
-    return "zombie" if fields[0] in "ZX" else fields[19]
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None

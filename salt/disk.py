@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from salt.errors import RunFailed
+from salt.processes import may_be_in_use, temporary
 
 #: What an error number means to a user, and the way out.
 WORDS: dict[int, tuple[str, str]] = {
@@ -26,8 +26,6 @@ WORDS: dict[int, tuple[str, str]] = {
     errno.EPERM: ("writing is not permitted", "ask for the right to write there, or use another store"),
 }
 
-#: Temporaries of `write_atomically` and of trials: `.<name>.<process number>.tmp`.
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 #: One that is this old was left by a process that is dead, whoever has its number now.
 LEFT_AFTER_S = 600.0
 
@@ -113,7 +111,7 @@ def require_room(folder: Path, needed_bytes: int, largest_bytes: int, what: str)
 def _take(folder: Path, size: int, largest: int | None) -> int | None:
     """Take and give back `size` bytes; the error number if they are refused for want of room."""
     handles, number = [], None
-    beside = folder / f".room.{os.getpid()}.tmp"
+    beside = temporary(folder / "room")
     try:
         with writing(folder):
             while size > 0 and number is None:
@@ -141,18 +139,16 @@ def _fallocate(handle: int, size: int) -> int | None:
 def remove_leftovers(folder: Path) -> list[Path]:
     """Remove temporaries that dead processes left in a run's folder and below; which they were.
 
-    The caller holds the run's claim and has nothing half written itself. One of a process that may be alive
-    on this machine stays until it is `LEFT_AFTER_S` old: a probe of a state takes no claim.
+    The caller holds the run's claim and has nothing half written itself. One of a process that may be alive,
+    here or on another machine, stays until it is `LEFT_AFTER_S` old: a probe of a state takes no claim.
     """
     removed = []
     for path in sorted(folder.rglob(".*.tmp")):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None or path.name.startswith(".claim."):
+        in_use = may_be_in_use(path.name)
+        if in_use is None or path.name.startswith(".claim."):
             continue
         with writing(path), suppress(FileNotFoundError):
-            number = int(match[1])
-            young = time.time() - path.stat().st_mtime < LEFT_AFTER_S
-            if young and number != os.getpid() and Path(f"/proc/{number}").exists():
+            if in_use and time.time() - path.stat().st_mtime < LEFT_AFTER_S:
                 continue
             path.unlink()
             removed.append(path)

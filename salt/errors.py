@@ -35,3 +35,13 @@ class Interrupted(RunFailed):
         super().__init__("interrupted", f"stopped{where}; {kept}")
         self.step = step
         self.saved = saved
+
+
+class ClaimLost(Interrupted):
+    """The run is another process's now: this one stood still for too long. It writes nothing more there."""
+
+    def __init__(self) -> None:
+        super().__init__(step=None, saved=False)
+        self.args = (
+            "another process has taken the run over while this one stood still; it is left to that one",
+        )

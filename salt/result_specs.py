@@ -105,4 +105,5 @@ class RunError(Spec, kw_only=True):
     attempt: int
     step: int | None
     host: str
+    restarts_without_progress: int | None = None  # attempts in a row, this one included, from the same place
     traceback: str | None = None

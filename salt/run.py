@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from salt.attempts import Attempt, begin_attempt, end_attempt
-from salt.disk import remove_leftovers
-from salt.errors import Interrupted, RunFailed, UserError
+from salt.attempts import Attempt, begin_attempt, end_attempt, fruitless
+from salt.disk import remove_leftovers, require_folder
+from salt.errors import ClaimLost, Interrupted, RunFailed, UserError
 from salt.failures import as_failure
 from salt.flops import run_cost
 from salt.plan_specs import PlannedRun
@@ -86,6 +86,8 @@ def execute(
 def _ended(run: RunDir, attempt: int, error: Exception, *, main: bool) -> RunFailed:
     """What ended an attempt; rank 0 (`main`) writes it down."""
     failure = as_failure(error)
+    if isinstance(failure, ClaimLost) or STOP.lost:
+        return ClaimLost()  # env.json and error.json are of the attempt that has the run
     # Others may have been quicker to stop, so that this rank has lost them.
     if failure.kind == "interrupted" or (failure.kind == "ranks" and STOP.requested):
         if not isinstance(failure, Interrupted):
@@ -262,6 +264,7 @@ def _record(run: RunDir, failure: RunFailed, attempt: int, error: Exception) -> 
 
     from salt.metrics import read_metrics
 
+    require_folder(run.path)
     rows = read_metrics(run.metrics)
     known = isinstance(error, RunFailed | UserError)
     record = RunError(
@@ -271,6 +274,7 @@ def _record(run: RunDir, failure: RunFailed, attempt: int, error: Exception) -> 
         attempt=attempt,
         step=rows[-1]["step"] if rows else None,
         host=socket.gethostname(),
+        restarts_without_progress=fruitless(run).count,
         traceback=None if known else "".join(traceback.format_exception(error)),
     )
     write_atomically(run.error, pretty_json(record))

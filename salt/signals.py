@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from salt.errors import Interrupted, UserError
+from salt.errors import ClaimLost, Interrupted, UserError
 
 #: Signals by which people and schedulers ask a job to stop.
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -40,10 +40,12 @@ class Stop:
 
     def __init__(self) -> None:
         self.request: Request | None = None
+        #: Set while this process works on a run whose claim another one has taken (`salt.claim`).
+        self.lost = False
 
     @property
     def requested(self) -> bool:
-        return self.request is not None
+        return self.request is not None or self.lost
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
         """Note a request, as the handler of its signal; the second and later ones change nothing."""
@@ -53,8 +55,14 @@ class Stop:
 
     def check(self) -> None:
         """For loops with nothing of their own to save. Raises `Interrupted` if the process is to stop."""
+        self.refuse_lost()
         if self.request is not None:
             raise Interrupted(step=None, saved=False)
+
+    def refuse_lost(self) -> None:
+        """Raises `ClaimLost` if the run in hand is another process's by now."""
+        if self.lost:
+            raise ClaimLost
 
     def left_s(self) -> float:
         """Seconds of grace that are left, never below 0; all of them before a request."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from salt import checkpoint
 from salt.artefact import load_teacher, weights_sha256, write_weights
 from salt.batches import Batches, to_patches
 from salt.disk import require_folder
@@ -89,6 +90,8 @@ def train(
     )  # fmt: skip
     saver = Saver(spec, run, execution, learner, optimizer, world, attempt=attempt, start=start, warn=warn)
     saver.try_out()
+    if world.any(STOP.requested):  # a trial of a large state takes long, and so do decoders to start
+        raise Interrupted(step=start.step, saved=saver.saved_step == start.step)
 
     pieces = micro_batches(spec, execution, mine)
     earlier = world.share(world.on_main(lambda: read_earlier(run, start, attempt)))
@@ -120,6 +123,7 @@ def train(
         )
         for step in range(start.step, spec.steps):
             if world.any(STOP.requested):
+                world.on_main(STOP.refuse_lost)
                 if step not in (start.step, saver.saved_step):
                     refuse_diverged(first_bad, batches, saver.saved_step, world)
                     saver.save(step, watch.wall_s, keeps=False, saves=True)
@@ -185,13 +189,18 @@ def train(
 
     if learner.teacher is not None and spec.arm == "salt":
         weights = full_tensors(learner.teacher.state_dict(), world)
-        if world.main and weights_sha256(weights) != teacher_sha256:
-            raise RunFailed("teacher", "the frozen teacher's weights changed during training")
+
+        def compare() -> None:
+            if weights_sha256(weights) != teacher_sha256:
+                raise RunFailed("teacher", "the frozen teacher's weights changed during training")
+
+        world.on_main(compare)  # all ranks fail with it
     weights = full_tensors(learner.probed().state_dict(), world)
     branch = "ema" if spec.arm == "vjepa" else "student"
 
     def finish() -> None:
         require_folder(run.path)
+        checkpoint.prune(run, spec.steps)
         write_weights(run, spec, weights, branch, start.origin)
 
     world.on_main(finish)

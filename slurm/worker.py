@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from salt.attempts import Fruitless, read_attempts
+from salt.attempts import Fruitless, fruitless, read_attempts
 from salt.claim import Claim, ClaimHeld
-from salt.errors import Interrupted, RunFailed, UserError
+from salt.disk import require_folder
+from salt.errors import ClaimLost, Interrupted, RunFailed, UserError
 from salt.failures import as_failure
 from salt.plan_specs import Plan, PlannedRun
 from salt.plans import read_plan
@@ -31,6 +32,7 @@ from salt.store import RunDir, pretty_json, write_atomically
 from slurm.names import run_names
 from slurm.states import ACTIVE, READY, STUCK, Retry, State, assess
 from slurm.status import last_step
+from slurm.tidy import tidy
 
 Execute = Callable[[Path, PlannedRun, dict[str, ProbeSpec], ExecSpec], None]
 
@@ -75,6 +77,8 @@ class Drain:
         self.report = report
         self._names = run_names(plan)
         self._done: set[str] = set()
+        #: Failed here: not taken again, also where the disk was too full to say so in `error.json`.
+        self._failed: set[str] = set()
 
     def run(self) -> Drained:
         """Work until nothing is left. A run's failure is recorded and reported, not raised.
@@ -95,14 +99,20 @@ class Drain:
                 retry_given_up=self.retry.given_up,
                 known_done=self._done,
             )
-            self._done = {run_id for run_id, standing in standings.items() if standing.state is State.DONE}
+            done = {run_id for run_id, standing in standings.items() if standing.state is State.DONE}
+            tidy(self.store, done - self._done)
+            self._done = done
             if all(
                 standing.state is State.DONE or standing.state in STUCK for standing in standings.values()
             ):
                 return drained
             if STOP.requested:
                 raise KeyboardInterrupt
-            ready = [run for run in self.plan.runs if standings[run.run_id].state in READY]
+            ready = [
+                run
+                for run in self.plan.runs
+                if standings[run.run_id].state in READY and run.run_id not in self._failed
+            ]
             if any(self._attempt(run, drained) for run in ready):
                 continue
             if not ready and not any(standing.state in ACTIVE for standing in standings.values()):
@@ -124,6 +134,7 @@ class Drain:
             vain = self.retry.given_up_after(folder)
             if vain is not None:
                 give_up(folder, vain)
+                self._failed.add(run.run_id)
                 drained.failed.append(run.run_id)
                 self.report(f"GIVEN UP {name} ({run.run_id}): {vain}")
                 return True
@@ -132,11 +143,15 @@ class Drain:
             started = time.monotonic()
             try:
                 self.execute(self.store, run, self._probes_of(run), self.plan.execution)
+            except ClaimLost as lost:
+                self.report(f"{name} ({run.run_id}): {lost}")
+                return True
             except Interrupted as stop:
                 self.report(f"{name} ({run.run_id}) {stop}")
                 raise KeyboardInterrupt from stop
             except Exception as failure:  # noqa: BLE001 - a worker outlives any run; the cause is kept
                 self._record(folder, failure)
+                self._failed.add(run.run_id)
                 drained.failed.append(run.run_id)
                 self.report(f"FAILED {name} ({run.run_id}): {failure}")
                 return True
@@ -169,8 +184,10 @@ def record_error(folder: RunDir, kind: str, message: str, trace: str | None = No
         attempt=len(attempts),
         step=last_step(folder.metrics),
         host=(attempts[-1].get("host") if attempts else None) or socket.gethostname(),
+        restarts_without_progress=fruitless(folder).count,
         traceback=trace,
     )
+    require_folder(folder.path)
     write_atomically(folder.error, pretty_json(error))
 
 

@@ -110,6 +110,7 @@ def _submit(args: argparse.Namespace) -> int:
     from slurm.prepare import prepare_clips, refuse_runs
     from slurm.states import STUCK, State, assess
     from slurm.status import plan_status, problem_table
+    from slurm.tidy import tidy
     from sweeps.auditing import audit_plan
 
     if args.workers is not None and (args.workers < 1 or args.on == "inline"):
@@ -152,6 +153,7 @@ def _submit(args: argparse.Namespace) -> int:
         print(f"plan {name}: nothing to send", file=sys.stderr)
     status = plan_status(store, plan)
     bad = [run for run in status.runs if run.state is not State.DONE]
+    tidy(store, [run.run_id for run in status.runs if run.state is State.DONE])
     if args.json:
         print_json({"plan": name, "sent": len(missing), "runs": len(plan.runs), "counts": status.counts})
     else:

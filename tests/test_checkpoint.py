@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ from safetensors.torch import load
 
 from salt import checkpoint, disk
 from salt.artefact import write_weights
+from salt.attempts import begin_attempt, end_attempt
 from salt.checkpoint import Origin, Packed, load_newest, pack, room_bytes, save
 from salt.disk import WORDS, DiskFailed, remove_leftovers, require_room
 from salt.errors import RunFailed
 from salt.metrics import Metrics, read_metrics
+from salt.processes import temporary
 from salt.reached import Reached, ReachedFile, read_reached
 from salt.spec_diff import differences
 from salt.specs import spec_id
@@ -353,8 +356,10 @@ def test_leftovers_of_dead_processes_go_and_nothing_else(run: RunDir) -> None:
         run.checkpoints / f".trial.{mine}.tmp",
         run.path / f".result.json.{gone}.tmp",
     ]
+    left.append(run.path / temporary(run.path / "b").name.replace(f"-{mine}.", f"-{gone}."))
     stay = [
         run.path / f".error.json.{alive}.tmp",
+        run.path / f".env.json.00000000-{gone}.tmp",  # of another machine, which cannot be asked
         run.path / ".claim.0123456789abcdef.tmp",
         run.checkpoints / "step-00000010.safetensors",
     ]
@@ -363,7 +368,27 @@ def test_leftovers_of_dead_processes_go_and_nothing_else(run: RunDir) -> None:
     assert remove_leftovers(run.path) == sorted(left)
     assert all(path.exists() for path in stay)
     os.utime(stay[0], (0, 0))  # whoever has its number now did not write it
-    assert remove_leftovers(run.path) == stay[:1]
+    os.utime(stay[1], (0, 0))
+    assert remove_leftovers(run.path) == sorted(stay[:2])
+
+
+def test_what_a_kill_in_the_last_clean_up_left_goes_before_the_run_ends(run: RunDir) -> None:
+    for step in (7, 14, 21):
+        save(run, state(run, step))
+    again = state(run, 7)
+    (run.checkpoints / names(7)[1]).write_bytes(again.data)  # the clean-up removes the seal first
+    checkpoint.prune(run, 28)  # no such checkpoint: nothing goes
+    assert (run.checkpoints / names(7)[1]).exists()
+    checkpoint.prune(run, 21)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == sorted([*names(14), *names(21)])
+
+
+def test_an_attempt_does_not_make_a_store_anew_that_went_away(run: RunDir) -> None:
+    begin_attempt(run, {})
+    shutil.rmtree(run.path)
+    with pytest.raises(DiskFailed, match="the folder is gone"):
+        end_attempt(run, "done")
+    assert not run.path.exists()
 
 
 def test_specs_differ_field_by_field() -> None:

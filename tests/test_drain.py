@@ -3,6 +3,7 @@
 Runs are replaced by a stand-in that writes a result; claims, processes and kills are real.
 """
 
+import errno
 import os
 import signal
 import socket
@@ -18,11 +19,13 @@ import pytest
 
 from salt.attempts import DEFAULT_ATTEMPTS, begin_attempt
 from salt.claim import STALE_AFTER_S, Claim, ClaimHeld, Holder, read_claim
+from salt.disk import DiskFailed
 from salt.errors import RunFailed
 from salt.flops import run_cost
 from salt.plan_specs import Cell, Plan, PlannedRun
 from salt.plans import encode_plan, plan_dir
 from salt.result_specs import RunResult
+from salt.signals import STOP
 from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 from slurm.local import Fleet, Submission
@@ -392,6 +395,93 @@ def test_heartbeats_move_and_a_stolen_claim_is_noticed(tmp_path: Path) -> None:
     assert run.claim.exists()  # it is the other's
 
 
+def test_heartbeats_of_the_future_count_from_when_they_are_met(tmp_path: Path) -> None:
+    """The clock was set back: a dead holder elsewhere stays alive for `STALE_AFTER_S`, not for an hour."""
+    run = RunDir(tmp_path, "ab")
+    write_atomically(run.claim, msgspec.json.encode(holder(machine="elsewhere")))
+    ahead = time.time() + 3600
+    os.utime(run.claim, (ahead, ahead))
+    with pytest.raises(ClaimHeld):
+        Claim.acquire(run)
+    assert run.claim.stat().st_mtime < time.time() + 1
+    state = read_claim(run, time.time() + STALE_AFTER_S + 2)
+    assert state is not None
+    assert state.stale
+
+
+def test_a_run_that_another_process_took_over_is_left_to_it(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are the other's: no checkpoint, no error, no end of an attempt; the worker goes on."""
+    first = plan.runs[0].run_id
+    run, reported = RunDir(tmp_path, first), []
+
+    def stand_still(store: Path, planned: PlannedRun, *rest: object) -> None:
+        if planned.run_id == first and not reported[1:]:
+            write_atomically(run.claim, msgspec.json.encode(holder()))
+            deadline = time.monotonic() + 20
+            while not STOP.requested:
+                assert time.monotonic() < deadline, "the loss was not noticed"
+            files = sorted(run.path.iterdir())
+            try:
+                STOP.check()
+            finally:
+                assert sorted(run.path.iterdir()) == files
+        StandIn()(store, planned, *rest)
+
+    def heed(text: str) -> None:
+        reported.append(text)
+        if "taken the run over" in text:
+            run.claim.unlink()  # the other one is done with it
+
+    monkeypatch.setattr(Claim.acquire.__func__, "__defaults__", (0.01,))  # a faster heart
+    done = Drain(tmp_path, plan, execute=stand_still, poll_s=0.01, report=heed).run()
+    assert "taken the run over" in reported[1]
+    assert not STOP.requested
+    assert sorted(done.finished) == sorted(planned.run_id for planned in plan.runs)
+    assert not run.error.exists()
+
+
+def test_a_failure_that_a_full_disk_keeps_from_the_files_is_not_tried_for_ever(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = DiskFailed("no space is left", errno.ENOSPC)
+
+    def fail(*_: object, **__: object) -> None:
+        raise full
+
+    monkeypatch.setattr("slurm.worker.record_error", fail)
+    tried, said = [], []
+
+    def execute(store: Path, planned: PlannedRun, *rest: object) -> None:
+        tried.append(planned.run_id)
+        fail()
+
+    drained = Drain(tmp_path, plan, execute=execute, poll_s=0.01, report=said.append).run()
+    free = [run.run_id for run in plan.runs if run.spec.teacher is None]
+    assert tried == drained.failed == free
+    assert sum("could not be written" in text for text in said) == len(free)
+
+
+def test_what_was_left_after_a_result_is_tidied_up(tmp_path: Path, plan: Plan) -> None:
+    Drain(tmp_path, plan, execute=StandIn(), poll_s=0.01, report=lambda _: None).run()
+    runs = [RunDir(tmp_path, planned.run_id) for planned in plan.runs]
+    whole = [sorted(run.path.iterdir()) for run in runs]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for run in runs[:2]:
+        write_atomically(run.claim, msgspec.json.encode(holder(pid=dead.pid)))
+        (run.path / f".env.json.{dead.pid}.tmp").touch()
+        (run.path / ".claim.0123.tmp").touch()
+    write_atomically(runs[2].claim, msgspec.json.encode(holder()))  # alive: about to give it back
+    Drain(tmp_path, plan, execute=StandIn(), poll_s=0.01, report=lambda _: None).run()
+    assert runs[2].claim.exists()
+    runs[2].claim.unlink()
+    assert [[path for path in sorted(run.path.iterdir()) if path.name != "claim.lock"] for run in runs] == [
+        [path for path in files if path.name != "claim.lock"] for files in whole
+    ]
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -477,6 +567,7 @@ def test_status_is_told_from_files_and_changes_none(plan: Plan, tmp_path: Path) 
     folder = RunDir(tmp_path, other.run_id)
     dead = RunDir(tmp_path, student.run_id)
     write_atomically(dead.claim, msgspec.json.encode(holder(started="1")))
+    RunDir(tmp_path, free.run_id).path.mkdir(parents=True)  # the holder's of its claim
     record_error(RunDir(tmp_path, free.run_id), "disk", "no space left")
     with Claim.acquire(folder):
         folder.metrics.write_text('{"step": 3, "attempt": 1}\n{"step": 4, "attempt": 1}\n{"step": 5, "att')

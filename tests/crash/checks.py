@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,6 @@ from slurm.states import State, assess
 #: Fields that tell of attempts, as do those that begin with `burnt_`; those that end in `_s` tell of time.
 #: All others are the run's own.
 OF_ATTEMPTS = ("attempt", "attempts", "utilisation", "data_wait_share", "target_rank_highest")
-#: Names of files that a kill may leave in a run's folder: of a claim being taken over; of a checkpoint that
-#: the last one was to replace; and, as nobody works on a run that is done, of one killed after its result.
-TOLERATED: tuple[str, ...] = (".claim.*.tmp", "ckpt/step-*", "claim", ".env.json.*.tmp")
 
 
 @dataclass(frozen=True)
@@ -183,8 +179,6 @@ def _unlike_rows(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> l
 
 def _unlike_files(found: Mapping[str, str], wanted: Mapping[str, str]) -> Iterable[str]:
     for name in sorted({*found, *wanted}):
-        if name not in wanted and any(fnmatch(name, pattern) for pattern in TOLERATED):
-            continue
         if name not in wanted:
             yield f"left over: {name}"
         elif name not in found:

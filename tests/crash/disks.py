@@ -23,8 +23,6 @@ from tests.crash.study import copy_store, only, write_plan
 #: Runs that write of everything: a state that stays, latents of a teacher, and probes.
 FILLED = ("trunk", "cached", "moving")
 LARGE_BYTES = 64 << 20
-#: Sizes above 0 begin here: with room for a claim and not for an error, a worker begins again and again.
-LEAST_BYTES = 16 << 10
 _NEW_NAMESPACE = 0x00020000  # CLONE_NEWNS: what is mounted ends with the process
 
 Limit = Callable[[Path, int], None]
@@ -62,7 +60,7 @@ def _sizes_of(bench: Bench, name: str) -> list[int]:
 def _spread(high: int, count: int) -> list[int]:
     """Sizes from 0 to just below `high`, small ones closer together, as most files are small."""
     sizes = {round((high - 1) * (place / max(1, count - 1)) ** 3) for place in range(count)}
-    return sorted(size for size in sizes if size == 0 or size >= LEAST_BYTES)
+    return sorted(sizes)
 
 
 def _limited(
