@@ -200,7 +200,8 @@ def train(
 
     def finish() -> None:
         require_folder(run.path)
-        checkpoint.prune(run, spec.steps)
+        if saver.saved_step is not None:
+            checkpoint.prune(run, saver.saved_step)
         write_weights(run, spec, weights, branch, start.origin)
 
     world.on_main(finish)
