@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from salt import __version__, exchange_cli, probe_cli
-from salt.errors import Interrupted, UserError
+from salt.errors import ClaimLost, Interrupted, UserError
 from salt.plain_yaml import parse_yaml
 from salt.plan_specs import PlannedRun
 from salt.plans import choose_plan, plan_names, read_plan
@@ -134,6 +134,8 @@ def _run(arguments: argparse.Namespace, store: Path) -> int:
                         processes=arguments.processes,
                         from_start=arguments.from_start,
                     )
+            except ClaimLost as lost:
+                raise UserError(f"run {planned.run_id}: {lost}") from lost
             except Interrupted as stop:
                 print(f"run {planned.run_id} {stop}; the same command goes on from there", file=sys.stderr)
                 return 130

@@ -121,12 +121,16 @@ def _start(job: Path, execution: ExecSpec) -> list[subprocess.Popen[bytes]]:
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
     """Exit codes of all. The others of one that failed get `GRACE_S`, in which they mostly say why.
 
-    A request to stop is passed on once, and what is left of the grace time waited for.
+    A request to stop is passed on once, and what is left of the grace time waited for. Raises `ClaimLost`.
     """
     deadline = None
     told = False
     while True:
         codes = [process.poll() for process in ranks]
+        if STOP.lost:  # at once, and without a save: the run's files are another process's
+            for process in ranks:
+                process.kill()
+            STOP.refuse_lost()
         if STOP.requested and not told:
             told = True
             for process in ranks:

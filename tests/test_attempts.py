@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,13 @@ from salt.attempts import (
     was_stopped,
 )
 from salt.claim import Claim
-from salt.errors import Interrupted, RunFailed, UserError
+from salt.errors import ClaimLost, Interrupted, RunFailed, UserError
 from salt.failures import as_failure, ended_how
 from salt.plan_specs import Plan, PlannedRun
+from salt.signals import STOP
 from salt.store import RunDir, write_atomically
 from salt.video import VideoError
-from slurm.ranks import RankError, _failure
+from slurm.ranks import RankError, _failure, _wait
 from slurm.states import State
 from slurm.status import plan_status, status_tables
 from slurm.worker import Drain
@@ -318,3 +321,15 @@ def test_a_claim_is_given_back_to_a_store_that_is_gone(
     os.rename(tmp_path / "store", tmp_path / "away")
     claim.release()
     assert "could not be given back" in caplog.text
+
+
+def test_processes_of_a_run_that_another_one_took_over_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time to save: what they would write is another process's by now."""
+    monkeypatch.setattr(STOP, "lost", True)
+    ranks = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(2)]
+    with pytest.raises(ClaimLost, match="has taken the run over"):
+        _wait(ranks)
+    for rank in ranks:
+        assert rank.wait(20) == -signal.SIGKILL
+        assert rank.stdin is not None
+        rank.stdin.close()

@@ -97,7 +97,7 @@ FOREIGN = "raise RuntimeError('the foreign package was imported')\n"
 PLAN_ONLY = """
 import sys
 import sweeps.plan, sweeps.cli, sweeps.show, sweeps.design, sweeps.hours, sweeps.costs, sweeps.auditing
-import slurm.worker, slurm.local, slurm.status, slurm.inline, slurm.prepare
+import slurm.worker, slurm.local, slurm.status, slurm.inline, slurm.prepare, slurm.tidy
 print([name for name in {heavy!r} if name in sys.modules])
 """
 
