@@ -35,7 +35,7 @@ from slurm.ranks import RankError, _failure, _wait
 from slurm.states import State
 from slurm.status import plan_status, status_tables
 from slurm.worker import Drain
-from tests.test_drain import Claimant, StandIn, drain, finish, plan, states
+from tests.drain_kit import Claimant, StandIn, drain, finish, plan, states
 
 __all__ = ["plan"]  # a fixture
 

@@ -10,146 +10,36 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from salt.attempts import DEFAULT_ATTEMPTS, begin_attempt
-from salt.claim import STALE_AFTER_S, Claim, ClaimHeld, Holder, read_claim
+from salt.claim import Claim
 from salt.disk import DiskFailed
 from salt.errors import RunFailed
-from salt.flops import run_cost
-from salt.plan_specs import Cell, Plan, PlannedRun
+from salt.plan_specs import Plan, PlannedRun
 from salt.plans import encode_plan, plan_dir
-from salt.result_specs import RunResult
-from salt.signals import STOP
-from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
-from salt.store import RunDir, pretty_json, write_atomically
+from salt.specs import ExecSpec, ProbeSpec
+from salt.store import RunDir, write_atomically
 from slurm.local import Fleet, Submission
-from slurm.states import State, assess
+from slurm.states import State
 from slurm.status import last_step, plan_status, status_tables
 from slurm.worker import RUNS_FAILED, Drain, record_error
-from tests.examples import run_spec
+from tests.drain_kit import (
+    ROOT,
+    Claimant,
+    StandIn,
+    drain,
+    finish,
+    holder,
+    plan,
+    states,
+)
 
-ROOT = Path(__file__).parent.parent
-Execute = Callable[[Path, PlannedRun, Mapping[str, ProbeSpec], ExecSpec], None]
-
-
-def planned(spec: RunSpec, role: str) -> PlannedRun:
-    fields = {"run_id": spec_id(spec), "role": role, "spec": spec, "cost": run_cost(spec), "probe_ids": ()}
-    return msgspec.convert(fields, PlannedRun)
-
-
-@pytest.fixture
-def plan() -> Plan:
-    """Two teachers; two students of the first and one of the second; one run without a teacher."""
-    first, second = run_spec("pixel", "nano"), run_spec("pixel", "tiny")
-    students = [
-        run_spec("salt", student, teacher=size, teacher_run=spec_id(teacher))
-        for student, size, teacher in (
-            ("micro", "nano", first),
-            ("tiny", "nano", first),
-            ("micro", "tiny", second),
-        )
-    ]
-    runs = [planned(spec, "teacher") for spec in (first, second)]
-    runs += [planned(spec, "student") for spec in (*students, run_spec("vjepa", "micro"))]
-    by_id = {run.run_id: run for run in runs}
-    cells = []
-    for number, run in enumerate(runs[2:]):
-        above = None if run.spec.teacher is None else by_id[run.spec.teacher.run_id]
-        cells.append(
-            Cell(
-                cell_id=f"cell{number}",
-                budget=1e9,
-                budget_flops=10**9,
-                arm=run.spec.arm,
-                student="student",
-                teacher=None if above is None else "teacher",
-                teacher_share=None if above is None else 0.3,
-                teacher_steps=None if above is None else above.spec.steps,
-                seed=0,
-                run_id=run.run_id,
-                teacher_run_id=None if above is None else above.run_id,
-                teacher_students=0 if above is None else 1,
-                teacher_cost=None if above is None else above.cost,
-                cost=run.cost,
-                charged_flops=run.cost.total_flops + (0 if above is None else above.cost.total_flops),
-                residual=0.0,
-            )
-        )
-    return Plan(
-        name="small",
-        study_sha256="0",
-        convention="matmul",
-        charge="full",
-        match="flops",
-        execution=ExecSpec(),
-        probes={},
-        runs=tuple(runs),
-        cells=tuple(cells),
-    )
-
-
-def finish(store: Path, run: PlannedRun) -> None:
-    """What a run leaves behind when it is done."""
-    folder = RunDir(store, run.run_id)
-    write_atomically(folder.artefact, b"weights")
-    result = RunResult(
-        run_id=run.run_id,
-        arm=run.spec.arm,
-        steps=run.spec.steps,
-        cost=run.cost,
-        final_loss=0.5,
-        artefact_sha256="0",
-        teacher_sha256=None,
-        attempts=1,
-        train_wall_s=1.0,
-        probe_wall_s=0.0,
-        clips_seen=1,
-        unique_clips=1,
-        epochs=1.0,
-    )
-    write_atomically(folder.result, pretty_json(result))
-
-
-class StandIn:
-    """Executes runs by writing their results; `faults` maps a run to what it raises."""
-
-    def __init__(self, faults: dict[str, Exception] | None = None) -> None:
-        self.faults = faults or {}
-        self.executed: list[str] = []
-
-    def __call__(
-        self, store: Path, run: PlannedRun, probes: Mapping[str, ProbeSpec], execution: ExecSpec
-    ) -> None:
-        self.executed.append(run.run_id)
-        if run.spec.teacher is not None:
-            assert RunDir(store, run.spec.teacher.run_id).artefact.exists(), "ran before its teacher"
-        if run.run_id in self.faults:
-            raise self.faults[run.run_id]
-        finish(store, run)
-
-
-def drain(
-    store: Path, plan: Plan, execute: Execute, since_ns: int = 0, retry_diverged: bool = False
-) -> Drain:
-    return Drain(
-        store,
-        plan,
-        execute=execute,
-        since_ns=since_ns,
-        retry_diverged=retry_diverged,
-        poll_s=0.005,
-        report=lambda text: None,
-    )
-
-
-def states(store: Path, plan: Plan) -> list[State]:
-    return [standing.state for standing in assess(store, plan).values()]
+__all__ = ["plan"]  # a fixture
 
 
 # --- what a worker takes --------------------------------------------------------------------------
@@ -232,214 +122,6 @@ def test_two_workers_do_not_both_retry_a_failing_run(plan: Plan, tmp_path: Path)
     assert sorted(stand_in.executed) == sorted(
         [plan.runs[0].run_id, plan.runs[1].run_id, plan.runs[-1].run_id]
     )
-
-
-# --- claims ---------------------------------------------------------------------------------------
-
-#: Claims a run, says so, and holds it until its input ends (or it is killed).
-CLAIMANT = """
-import sys
-from pathlib import Path
-from salt.claim import Claim, ClaimHeld
-from salt.store import RunDir
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    claim = Claim.acquire(RunDir(Path(sys.argv[1]), "ab"))
-except ClaimHeld as held:
-    print("held", held, flush=True)
-else:
-    print("won", flush=True)
-    sys.stdin.read()
-    claim.release()
-"""
-
-
-class Claimant:
-    """A process that claims the run `ab` when told to."""
-
-    def __init__(self, store: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CLAIMANT, str(store)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._line() == "ready"
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def tell(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def outcome(self) -> str:
-        return self._line()
-
-    def kill(self) -> None:
-        """End it as `kill -9` does, and wait until it is gone."""
-        self.process.kill()
-        self.process.communicate()
-
-    def leave(self) -> None:
-        self.process.communicate()
-        assert self.process.returncode == 0
-
-
-def race(store: Path, count: int) -> list[str]:
-    claimants = [Claimant(store) for _ in range(count)]
-    for claimant in claimants:
-        claimant.tell()
-    outcomes = [claimant.outcome() for claimant in claimants]
-    for claimant in claimants:
-        claimant.leave()
-    return outcomes
-
-
-def test_of_several_processes_one_gets_a_free_run(tmp_path: Path) -> None:
-    outcomes = race(tmp_path, 4)
-    assert sorted(outcome.split()[0] for outcome in outcomes) == ["held"] * 3 + ["won"]
-    held = next(outcome for outcome in outcomes if outcome.startswith("held"))
-    assert "run ab is held by process" in held
-    assert socket.gethostname() in held
-    assert read_claim(RunDir(tmp_path, "ab")) is None  # given back
-
-
-def test_a_killed_holders_claim_is_broken_by_exactly_one(tmp_path: Path) -> None:
-    victim = Claimant(tmp_path)
-    victim.tell()
-    assert victim.outcome() == "won"
-    run = RunDir(tmp_path, "ab")
-    state = read_claim(run)
-    assert state is not None
-    assert not state.stale
-    with pytest.raises(ClaimHeld, match=f"process {victim.process.pid} on"):
-        Claim.acquire(run)
-    victim.kill()
-    state = read_claim(run)
-    assert state is not None
-    assert state.stale
-    outcomes = race(tmp_path, 4)
-    assert sorted(outcome.split()[0] for outcome in outcomes) == ["held"] * 3 + ["won"]
-    assert not list(run.path.glob(".claim*"))
-
-
-def holder(**changes: object) -> Holder:
-    """A holder that is this very process, but for the changes."""
-    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    machine = f"{socket.gethostname()}/{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
-    machine += f"/{os.readlink('/proc/self/ns/pid')}"
-    fields = {
-        "host": socket.gethostname(),
-        "machine": machine,
-        "pid": os.getpid(),
-        "started": started,
-        "token": "other",
-        "claimed_unix_s": 0.0,
-    }
-    return msgspec.convert({**fields, **changes}, Holder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "age_s", "stale"),
-    [
-        ({}, 10 * STALE_AFTER_S, False),  # alive here, however long it does not beat
-        ({"started": "1"}, 0, True),  # another process has got the number since
-        ({"machine": "elsewhere"}, STALE_AFTER_S - 20, False),
-        ({"machine": "elsewhere"}, STALE_AFTER_S + 20, True),
-    ],
-)
-def test_who_counts_as_dead(changes: dict[str, object], age_s: float, stale: bool, tmp_path: Path) -> None:
-    run = RunDir(tmp_path, "ab")
-    write_atomically(run.claim, msgspec.json.encode(holder(**changes)))
-    then = time.time() - age_s
-    os.utime(run.claim, (then, then))
-    state = read_claim(run)
-    assert state is not None
-    assert state.stale == stale
-    if stale:
-        with Claim.acquire(run) as claim:
-            assert read_claim(run) is not None
-            assert not claim.lost.is_set()
-        assert not run.claim.exists()
-    else:
-        with pytest.raises(ClaimHeld):
-            Claim.acquire(run)
-
-
-def test_a_claim_that_was_left_empty_is_broken_after_a_moment(tmp_path: Path) -> None:
-    run = RunDir(tmp_path, "ab")
-    run.path.mkdir(parents=True)
-    run.claim.touch()
-    with pytest.raises(ClaimHeld, match="not yet written its name"):
-        Claim.acquire(run)
-    os.utime(run.claim, (1, 1))
-    Claim.acquire(run).release()
-    assert not run.claim.exists()
-
-
-def test_heartbeats_move_and_a_stolen_claim_is_noticed(tmp_path: Path) -> None:
-    run = RunDir(tmp_path, "ab")
-    claim = Claim.acquire(run, heartbeat_s=0.01)
-    os.utime(run.claim, (1, 1))
-    deadline = time.monotonic() + 20
-    while run.claim.stat().st_mtime == 1:
-        assert time.monotonic() < deadline, "no heartbeat"
-    write_atomically(run.claim, msgspec.json.encode(holder()))
-    assert claim.lost.wait(20)
-    claim.release()
-    assert run.claim.exists()  # it is the other's
-
-
-def test_heartbeats_of_the_future_count_from_when_they_are_met(tmp_path: Path) -> None:
-    """The clock was set back: a dead holder elsewhere stays alive for `STALE_AFTER_S`, not for an hour."""
-    run = RunDir(tmp_path, "ab")
-    write_atomically(run.claim, msgspec.json.encode(holder(machine="elsewhere")))
-    ahead = time.time() + 3600
-    os.utime(run.claim, (ahead, ahead))
-    with pytest.raises(ClaimHeld):
-        Claim.acquire(run)
-    assert run.claim.stat().st_mtime < time.time() + 1
-    state = read_claim(run, time.time() + STALE_AFTER_S + 2)
-    assert state is not None
-    assert state.stale
-
-
-def test_a_run_that_another_process_took_over_is_left_to_it(
-    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its files are the other's: no checkpoint, no error, no end of an attempt; the worker goes on."""
-    first = plan.runs[0].run_id
-    run, reported = RunDir(tmp_path, first), []
-
-    def stand_still(store: Path, planned: PlannedRun, *rest: object) -> None:
-        if planned.run_id == first and not reported[1:]:
-            write_atomically(run.claim, msgspec.json.encode(holder()))
-            deadline = time.monotonic() + 20
-            while not STOP.requested:
-                assert time.monotonic() < deadline, "the loss was not noticed"
-            files = sorted(run.path.iterdir())
-            try:
-                STOP.check()
-            finally:
-                assert sorted(run.path.iterdir()) == files
-        StandIn()(store, planned, *rest)
-
-    def heed(text: str) -> None:
-        reported.append(text)
-        if "taken the run over" in text:
-            run.claim.unlink()  # the other one is done with it
-
-    monkeypatch.setattr(Claim.acquire.__func__, "__defaults__", (0.01,))  # a faster heart
-    done = Drain(tmp_path, plan, execute=stand_still, poll_s=0.01, report=heed).run()
-    assert "taken the run over" in reported[1]
-    assert not STOP.requested
-    assert sorted(done.finished) == sorted(planned.run_id for planned in plan.runs)
-    assert not run.error.exists()
 
 
 def test_a_failure_that_a_full_disk_keeps_from_the_files_is_not_tried_for_ever(
