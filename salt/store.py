@@ -26,6 +26,15 @@ from salt.specs import RunSpec
 
 T = TypeVar("T")
 
+#: The way out where a file of a run is damaged, by what it should hold. Others are mended by who wrote them.
+_WAYS_OUT = {
+    "Environment": "move it away and submit again; the attempts of the run are then counted anew",
+    "RunError": "move it away and submit again; the run is then tried once more",
+    "RunResult": "put back a good copy, or move the run's folder away to train it anew",
+    "RunInputs": "put back a good copy, or move the run's folder away to train it anew",
+    "ProbeResult": "move it away and submit again; the probe is then made anew",
+}
+
 _PUT_BACK = "put back what was there, plan again, or move the run's folder away to train it anew"
 
 
@@ -84,12 +93,22 @@ def pretty_json(value: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def read_json(path: Path, kind: type[T]) -> T:
-    """Decode a file strictly; the error names the file and the field."""
+class DamagedFile(UserError):
+    """A file that is not what it should hold; the message names it, what is wrong with it and the way out."""
+
+
+def read_json(path: Path, kind: type[T], way_out: str | None = None) -> T:
+    """Decode a file strictly; the error names the file, the field and the way out.
+
+    Raises:
+        DamagedFile: it holds something else than `kind`.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a valid {kind.__name__}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = "JSON object" if kind is dict else kind.__name__
+        way_out = way_out or _WAYS_OUT.get(what, "correct it, put back a good copy, or move it away")
+        raise DamagedFile(f"{path}: not a valid {what}: {error}; {way_out}") from error
 
 
 class RunDir:
@@ -114,7 +133,15 @@ class RunDir:
         self.result = self.path / "result.json"
 
     def read_spec(self) -> RunSpec:
-        return read_json(self.spec, RunSpec)
+        return read_json(self.spec, RunSpec, _PUT_BACK)
+
+    def require_whole(self) -> None:
+        """Raises `DamagedFile` where the next attempt could not read the spec that an earlier one wrote.
+
+        A spec that can be read and is another than the planned one is told by `require_spec`, field by field.
+        """
+        with suppress(FileNotFoundError):  # none yet
+            read_json(self.spec, dict, _PUT_BACK)
 
     def require_spec(self, spec: RunSpec) -> None:
         """Raises `RunFailed` unless `spec.json` is this spec, naming each field that differs.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from salt.plan_specs import Plan, PlannedRun
-from salt.store import RunDir
+from salt.store import DamagedFile, RunDir
 from slurm.states import STUCK, State
 from slurm.status import PlanStatus
 
@@ -53,6 +53,12 @@ class Pace:
             return
         self._seen.add(run.run_id)
         folder = RunDir(self._store, run.run_id)
+        try:
+            self._learn_from(folder, run)
+        except DamagedFile:
+            return  # it took a time that nobody knows; others are enough
+
+    def _learn_from(self, folder: RunDir, run: PlannedRun) -> None:
         result = folder.read_result()
         if result is not None and result.train_wall_s is not None and run.cost.total_flops:
             self._train_wall_s += result.train_wall_s

@@ -7,12 +7,13 @@ from collections.abc import Container, Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from salt.attempts import Fruitless, attempts_allowed, fruitless, was_stopped
+from salt.attempts import Fruitless, attempts_allowed, fruitless, read_attempts, was_stopped
 from salt.claim import ClaimState, read_claim
+from salt.errors import UserError
 from salt.plan_specs import Plan, PlannedRun
 from salt.result_specs import RunError
 from salt.specs import RunSpec, Spec
-from salt.store import RunDir
+from salt.store import DamagedFile, RunDir
 
 
 class State(StrEnum):
@@ -25,6 +26,7 @@ class State(StrEnum):
     DIVERGED = "diverged"
     GIVEN_UP = "given-up"
     WAITING = "waiting"
+    DAMAGED = "damaged"
     BLOCKED = "blocked"
     PENDING = "pending"
 
@@ -40,6 +42,7 @@ MEANING: dict[State, str] = {
     State.DIVERGED: "the loss stopped being a number; not retried unless asked",
     State.GIVEN_UP: "several attempts in a row ended without a new step; not retried unless asked",
     State.WAITING: "the state that it begins from, its teacher's or its trunk's, is not there yet",
+    State.DAMAGED: "a file of its folder cannot be read; not sent until it is mended or moved away",
     State.BLOCKED: "the run that makes that state failed",
     State.PENDING: "nothing in its way",
 }
@@ -47,7 +50,7 @@ MEANING: dict[State, str] = {
 #: States that a worker can take a run from.
 READY = (State.PENDING, State.LOST, State.STOPPED)
 ACTIVE = (State.RUNNING, State.PROBING)
-STUCK = (State.FAILED, State.DIVERGED, State.GIVEN_UP, State.BLOCKED)
+STUCK = (State.FAILED, State.DIVERGED, State.GIVEN_UP, State.DAMAGED, State.BLOCKED)
 
 
 class Standing(Spec, kw_only=True):
@@ -60,6 +63,7 @@ class Standing(Spec, kw_only=True):
     error: RunError | None = None
     blocked_by: str | None = None  # the run that makes what it begins from
     fruitless: Fruitless | None = None  # of a run that is given up
+    damage: str | None = None  # which file cannot be read, why, and the way out
 
 
 #: How far the clock of the store's file system may be ahead of this machine's.
@@ -94,7 +98,15 @@ class Retry(Spec, kw_only=True):
 
     def given_up_after(self, folder: RunDir) -> Fruitless | None:
         """The attempts after which a run is given up; None if it may have another."""
-        vain = fruitless(folder, self.since_ns if self.given_up else 0)
+        try:
+            vain = fruitless(folder, self.since_ns if self.given_up else 0)
+        except UserError:
+            raise
+        except ValueError as error:  # a time in it is no number
+            raise DamagedFile(
+                f"{folder.env}: {error}; move it away and submit again; the attempts of the run are then "
+                "counted anew"
+            ) from error
         return vain if vain.count >= attempts_allowed() else None
 
 
@@ -123,7 +135,15 @@ def assess(
             standings[run.run_id] = Standing(run_id=run.run_id, state=State.DONE, trained=True)
         else:
             retry = Retry(since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up)
-            standings[run.run_id] = _stand(store, run, specs, standings, retry)
+            try:
+                standings[run.run_id] = _stand(store, run, specs, standings, retry)
+            except DamagedFile as damage:  # costs this run alone: the others are told of and sent
+                standings[run.run_id] = Standing(
+                    run_id=run.run_id,
+                    state=State.DAMAGED,
+                    trained=RunDir(store, run.run_id).result.exists(),
+                    damage=str(damage),
+                )
     return standings
 
 
@@ -142,12 +162,14 @@ def _stand(
     if claim is not None and not claim.stale:
         state = State.PROBING if folder.artefact.exists() else State.RUNNING
         return Standing(run_id=run.run_id, state=state, trained=trained, claim=claim)
+    read_attempts(folder)  # what the next attempt reads first; one whose process lives has read it
     error = retry.held_against(folder)
     if error is not None:
         state = State.DIVERGED if error.kind == "diverged" else State.FAILED
         vain = None if state is State.DIVERGED else retry.given_up_after(folder)
         state = state if vain is None else State.GIVEN_UP
         return Standing(run_id=run.run_id, state=state, trained=trained, error=error, fruitless=vain)
+    folder.require_whole()
     if claim is not None:
         return Standing(run_id=run.run_id, state=State.LOST, trained=trained, claim=claim)
     wanted = absent_states(store, run.spec, specs)

@@ -14,7 +14,7 @@ from salt.attempts import Attempt, read_attempts
 from salt.plan_specs import Plan
 from salt.result_specs import RunError
 from salt.specs import Spec
-from salt.store import RunDir
+from salt.store import DamagedFile, RunDir
 from slurm.names import RunName, flops_text, run_names
 from slurm.states import ACTIVE, STUCK, Standing, State, assess
 
@@ -80,7 +80,7 @@ def plan_status(store: Path, plan: Plan) -> PlanStatus:
         step = run.spec.steps if trained else last_step(folder.metrics)
         planned, start = run.cost.total_flops, run.spec.trunk.step if run.spec.trunk is not None else 0
         claim, error = standing.claim, standing.error
-        attempts = read_attempts(folder) if standing.state in _LOOKED_INTO else None
+        attempts, damage = _attempts(folder, standing)
         runs.append(
             RunStatus(
                 run_id=run.run_id,
@@ -100,7 +100,7 @@ def plan_status(store: Path, plan: Plan) -> PlanStatus:
                 holder=None if claim is None else str(claim.holder),
                 kind=None if error is None else error.kind,
                 error_class=None if error is None else _error_class(error),
-                reason=_reason(standing, names, plan.name),
+                reason=damage or _reason(standing, names, plan.name),
                 attempts=None if attempts is None else len(attempts),
                 host=_host(error, attempts),
             )
@@ -112,6 +112,16 @@ def plan_status(store: Path, plan: Plan) -> PlanStatus:
         planned_flops=sum(run.planned_flops for run in runs),
         done_flops=sum(run.done_flops for run in runs),
     )
+
+
+def _attempts(folder: RunDir, standing: Standing) -> tuple[list[Attempt] | None, str | None]:
+    """The attempts of a run that is looked into, or None and why they cannot be read."""
+    if standing.damage is not None or standing.state not in _LOOKED_INTO:
+        return None, standing.damage
+    try:
+        return read_attempts(folder), None
+    except DamagedFile as damage:
+        return None, str(damage)
 
 
 def last_step(metrics: Path) -> int | None:
@@ -237,7 +247,7 @@ def _active_table(runs: list[RunStatus]) -> Table:
 
 
 def problem_table(runs: list[RunStatus]) -> Table:
-    """Runs that failed, diverged, were given up, are blocked, lost or stopped, with the reason."""
+    """Runs that failed, diverged, were given up, are damaged, blocked, lost or stopped, with the reason."""
     from rich.table import Table
 
     table = Table(title="not well")
