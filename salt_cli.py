@@ -54,10 +54,14 @@ def run(command: str, argv: list[str]) -> int:
         sys.stdout.flush()
         return code
     except errors.UserError as error:
-        print(f"error: {_shown(error)}", file=sys.stderr)
+        print(f"error: {errors.shown(error)}", file=sys.stderr)
         return 2
     except errors.RunFailed as error:
-        print(f"error: the run failed ({error.kind}): {_shown(error)}", file=sys.stderr)
+        # A write that fails is a `RunFailed` too, and says itself what could not be written. Only where a run
+        # is what was asked for did one fail: a plan or a report has none.
+        lone_write = isinstance(error, OSError) and (command, argv[:1]) != ("salt-train", ["run"])
+        head = "" if lone_write else f"the run failed ({error.kind}): "
+        print(f"error: {head}{errors.shown(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
@@ -70,7 +74,7 @@ def run(command: str, argv: list[str]) -> int:
         # A file that went, or may not be read or written, where nobody had reason to look first.
         if error.filename is None:
             raise
-        place, why = _shown(error.filename), error.strerror or type(error).__name__
+        place, why = errors.shown(error.filename), error.strerror or type(error).__name__
         print(f"error: {place}: {why}; see that it is there and that you may use it", file=sys.stderr)
         return 2
 
@@ -80,14 +84,6 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _shown(message: object) -> str:
-    """A message whose names from files cannot move the cursor or turn the text around."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else repr(character)[1:-1]
-        for character in str(message)
-    )
 
 
 def own_packages_first() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from salt import __version__, data_commands
-from salt.errors import UserError
+from salt.errors import UserError, shown
 
 _EXAMPLES = """examples:
   salt-data digits clips/                     the miniature's clips and lists, about 50 MB
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return int(getattr(data_commands, arguments.command)(arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         return 2
 
 

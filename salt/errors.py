@@ -10,6 +10,14 @@ class UserError(ValueError):
     """
 
 
+def shown(message: object) -> str:
+    """A message whose names from files cannot move the cursor or turn the text around."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else repr(character)[1:-1]
+        for character in str(message)
+    )
+
+
 class RunFailed(RuntimeError):
     """A run stopped for a reason that belongs in its `error.json`.
 
