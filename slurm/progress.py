@@ -9,9 +9,10 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from slurm.console import console
 from slurm.names import flops_text
 from slurm.pace import Pace
-from slurm.states import ACTIVE, State
+from slurm.states import ACTIVE, STUCK, State
 from slurm.status import PlanStatus
 
 if TYPE_CHECKING:
@@ -34,10 +35,9 @@ class Display:
 
     def __enter__(self) -> Display:
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(stderr=True), refresh_per_second=2)
+            self._live = Live(console=console(sys.stderr), refresh_per_second=2)
             self._live.start()
         return self
 
@@ -73,11 +73,7 @@ class Display:
         done = status.counts.get(str(State.DONE), 0)
         text = f"{status.plan}: {done}/{len(status.runs)} runs done, "
         text += f"{flops_text(status.done_flops)} of {flops_text(status.planned_flops)}"
-        stuck = [
-            f"{status.counts[name]} {name}"
-            for name in ("failed", "diverged", "blocked")
-            if status.counts.get(name)
-        ]
+        stuck = [f"{status.counts[name]} {name}" for name in map(str, STUCK) if status.counts.get(name)]
         return ", ".join([text, *stuck, *self._time_left(status)])
 
     def _time_left(self, status: PlanStatus) -> list[str]:
