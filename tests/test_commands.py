@@ -1,6 +1,10 @@
 """What every command line promises: exit codes, `error:` lines, broken pipes, Ctrl-C and its options."""
 
 import argparse
+import errno
+import importlib
+import io
+import json
 import os
 import re
 import subprocess
@@ -8,11 +12,28 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 import salt_cli
-from salt import __version__, data_cli, train_cli
+from salt import __version__, data_cli, data_commands, train_cli
+from salt.attempts import begin_attempt
+from salt.claim import Claim
+from salt.disk import disk_failed
 from salt.errors import RunFailed, UserError
+from salt.plan_specs import Plan
+from salt.plans import encode_plan, plan_dir
+from salt.progress import progress
+from salt.result_specs import RunError
+from salt.store import RunDir, pretty_json, write_atomically
+from slurm.console import console
+from slurm.pace import Pace
+from slurm.states import State
+from slurm.status import plan_status
 from sweeps import cli
+from tests.drain_kit import StandIn, finish, plan, states
+from tests.fuzz_kit import command as called
+
+__all__ = ["plan"]  # a fixture
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +89,165 @@ def test_how_a_command_ends(
     monkeypatch.setattr(cli, "main", fail)
     assert salt_cli.run("salt-sweep", []) == code
     assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(
+    ("argv", "head"),
+    [
+        (("salt-sweep", "plan", "study.yaml"), "error: cannot write "),
+        (("salt-analyze", "report"), "error: cannot write "),
+        (("salt-data", "pack", "list.csv"), "error: cannot write "),
+        (("salt-train", "export", "a", "b"), "error: cannot write "),
+        (("salt-train", "run", "a"), "error: the run failed (disk): cannot write "),
+    ],
+)
+def test_a_full_disk_speaks_of_a_run_where_one_was_asked_for(
+    argv: tuple[str, ...], head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise disk_failed(OSError(errno.ENOSPC, "full"), Path("/store/a\x1b[2J"))
+
+    monkeypatch.setattr(importlib.import_module(salt_cli.COMMANDS[argv[0]]), "main", fail)
+    ended = called(*argv)
+    words = "/store/a\\x1b[2J: no space is left (ENOSPC); free some room there"
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(head + words)
+
+
+def test_no_message_of_salt_data_moves_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: argparse.Namespace) -> int:
+        raise UserError(f"{arguments.list}: no list\nsecond line")
+
+    monkeypatch.setattr(data_commands, "scan", fail)
+    ended = called("salt-data", "scan", "\x1b[2J\u202e\r.csv")
+    assert (ended.code, ended.err) == (2, "error: \\x1b[2J\\u202e\\r.csv: no list\nsecond line\n")
+
+
+def test_tables_and_progress_show_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    table = Table("[red]head[/red]")
+    table.add_row("[red]cell[/red] :x: [/]")
+    console(written).print(table)
+    console(written).print("[blink]line :x: [/]")
+    for text in ("[red]head[/red]", "[red]cell[/red] :x: [/]", "[blink]line :x: [/]"):
+        assert text in written.getvalue()
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress("scan [red]a[/]b.csv", 1) as advance:
+        advance(1)
+    assert "scan [red]a[/]b.csv" in terminal.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+WAYS_OUT = {
+    "spec": "plan again",
+    "env": "move it away and submit again",
+    "error": "move it away and submit again",
+}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff", b"[]", b'{"a": ' * 9000], ids=lambda data: repr(data[:3])
+)
+@pytest.mark.parametrize("name", WAYS_OUT)
+def test_a_damaged_file_costs_its_own_run_alone(
+    name: str, data: bytes, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second teacher's: its student waits for nothing that could come, all others are trained."""
+    stand_in, run = StandIn(), RunDir(tmp_path, plan.runs[1].run_id)
+    write_atomically(plan_dir(tmp_path, plan.name) / "plan.jsonl", encode_plan(plan))
+    begin_attempt(run, {"host": "node"})
+    path = getattr(run, name)
+    whole = path.read_bytes() if path.exists() else None
+    write_atomically(path, data)
+    for module, function in (
+        ("slurm.prepare", "refuse_runs"),
+        ("slurm.prepare", "prepare_clips"),
+        ("sweeps.auditing", "audit_plan"),
+    ):
+        monkeypatch.setattr(f"{module}.{function}", lambda *_: None)
+    monkeypatch.setattr("slurm.worker._execute", stand_in)
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def row(out: str) -> str:
+        (line,) = (line for line in out.splitlines() if run.run_id in line and State.DAMAGED in line)
+        return line
+
+    D, B = State.DAMAGED, State.BLOCKED
+    ended = called("salt-sweep", "status", "small", "--store", str(tmp_path))
+    assert ended.code == 0
+    line = row(ended.out)
+    assert str(path) in line
+    assert WAYS_OUT[name] in line
+    ended = called("salt-sweep", "submit", "small", "--on", "inline", "--store", str(tmp_path))
+    assert ended.code == 1
+    assert str(path) in row(ended.out)
+    assert "plan small: 4 of 6 runs done; 4 were sent" in ended.out
+    assert states(tmp_path, plan) == [State.DONE, D, State.DONE, State.DONE, B, State.DONE]
+    shown = json.loads(called("salt-sweep", "status", "small", "--json", "--store", str(tmp_path)).out)
+    damaged = shown["runs"][1]
+    assert (damaged["state"], damaged["step"], damaged["attempts"]) == ("damaged", None, None)
+    assert str(path) in damaged["reason"]
+    assert path.read_bytes() == data, "what is left of it is the user's to look at"
+
+    path.unlink()
+    if whole is not None and name == "spec":
+        path.write_bytes(whole)
+    ended = called("salt-sweep", "submit", "small", "--on", "inline", "--store", str(tmp_path))
+    assert ended.code == 0
+    assert states(tmp_path, plan) == [State.DONE] * 6
+
+
+def test_a_done_run_with_a_damaged_spec_keeps_what_it_paid(plan: Plan, tmp_path: Path) -> None:
+    for run in plan.runs:
+        finish(tmp_path, run)
+    paid = plan_status(tmp_path, plan).done_flops
+    RunDir(tmp_path, plan.runs[0].run_id).spec.write_text('{"arm": "pixel"}')
+    status = plan_status(tmp_path, plan)
+    assert states(tmp_path, plan) == [State.DAMAGED, *[State.DONE] * 5]
+    assert status.done_flops == paid == sum(run.cost.total_flops for run in plan.runs)
+    assert status.runs[0].step == plan.runs[0].spec.steps
+    assert "missing required field" in (status.runs[0].reason or "")
+
+
+def test_times_of_a_damaged_result_are_not_reckoned_with(plan: Plan, tmp_path: Path) -> None:
+    first, second = plan.runs[:2]
+    finish(tmp_path, first)
+    alone = Pace(tmp_path, plan, 1).seconds_left(plan_status(tmp_path, plan))
+    assert alone is not None
+    finish(tmp_path, second)
+    whole = Pace(tmp_path, plan, 1).seconds_left(plan_status(tmp_path, plan))
+    RunDir(tmp_path, second.run_id).result.write_bytes(b"{")
+    told = Pace(tmp_path, plan, 1).seconds_left(plan_status(tmp_path, plan))
+    rate = alone / sum(run.cost.total_flops for run in plan.runs[1:])
+    assert told == pytest.approx(rate * sum(run.cost.total_flops for run in plan.runs[2:]))
+    assert told != whole
+
+
+def test_a_damaged_record_of_a_living_attempt_is_told_of(plan: Plan, tmp_path: Path) -> None:
+    run = RunDir(tmp_path, plan.runs[0].run_id)
+    run.path.mkdir(parents=True)
+    with Claim.acquire(run):
+        run.env.write_bytes(b"{")
+        row = plan_status(tmp_path, plan).runs[0]
+    assert (row.state, row.attempts) == (State.RUNNING, None)
+    assert str(run.env) in (row.reason or "")
+
+
+def test_a_time_that_is_no_number_is_damage(plan: Plan, tmp_path: Path) -> None:
+    run = RunDir(tmp_path, plan.runs[0].run_id)
+    begin_attempt(run, {"host": "node"})
+    run.env.write_text(run.env.read_text().replace('"began_unix_s": "', '"began_unix_s": "x'))
+    write_atomically(
+        run.error,
+        pretty_json(RunError(run_id=run.run_id, kind="data", message="m", attempt=1, step=None, host="h")),
+    )
+    row = plan_status(tmp_path, plan).runs[0]
+    assert row.state is State.DAMAGED
+    assert f"{run.env}: could not convert string to float" in (row.reason or "")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from salt.errors import UserError
 from salt.lists import data_spec, examine_list, read_list, split_by_group
+from tests.fuzz_kit import command
 
 ODD_NAMES = ["clip one, take 2.mp4", "NA", "007", 'quote"d.mp4', "#hash%20.mp4", "Übung 動画.mp4", "1e5"]
 
@@ -108,6 +109,20 @@ def test_a_list_that_cannot_be_read_says_why(tmp_path: Path, data: bytes, said: 
     with pytest.raises(UserError, match=r"list\.csv") as caught:
         read_list(tmp_path / "list.csv")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("row", ["a\0b.mp4", "\0", "a.mp4\0", " a\0 ", '"a,\0.mp4"', "/a\0/../b.mp4"])
+@pytest.mark.parametrize("verb", ["pack", "bench", "duplicates"])
+def test_a_nul_character_in_a_path_is_named_with_its_line(tmp_path: Path, row: str, verb: str) -> None:
+    touch(tmp_path, "a.mp4")
+    path = write_list(tmp_path, f"path\na.mp4\n{row}\n")
+    ended = command("salt-data", verb, str(path), "--store", str(tmp_path / "store"))
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {path}: 1 bad row; correct them, or write a list without them")
+    assert "  line 3: " in ended.err
+    assert "the path contains a NUL character" in ended.err
+    assert "\0" not in ended.err
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_missing_list_and_a_folder_are_user_errors(tmp_path: Path) -> None:
