@@ -100,7 +100,7 @@ def plan_status(store: Path, plan: Plan) -> PlanStatus:
                 holder=None if claim is None else str(claim.holder),
                 kind=None if error is None else error.kind,
                 error_class=None if error is None else _error_class(error),
-                reason=damage or _reason(standing, names, plan.name),
+                reason=damage or _reason(standing, standings, names, plan.name),
                 attempts=None if attempts is None else len(attempts),
                 host=_host(error, attempts),
             )
@@ -143,8 +143,12 @@ def last_step(metrics: Path) -> int | None:
     return None
 
 
-def _reason(standing: Standing, names: dict[str, RunName], plan: str) -> str | None:
+def _reason(
+    standing: Standing, standings: dict[str, Standing], names: dict[str, RunName], plan: str
+) -> str | None:
     above = standing.blocked_by
+    if above is not None and standings[above].state is State.DAMAGED:
+        return f"a file of its teacher is damaged: {names[above]} ({above})"
     if above is not None:
         return f"its teacher failed: {names[above]} ({above})"
     if standing.state is State.LOST:
