@@ -20,6 +20,7 @@ import msgspec
 
 from salt.disk import DiskFailed, writing
 from salt.errors import RunFailed, UserError
+from salt.processes import temporary
 from salt.result_specs import ProbeResult, RunError, RunInputs, RunResult
 from salt.spec_diff import differences
 from salt.specs import RunSpec
@@ -53,7 +54,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], *, sha256: str |
         DiskFailed: there is no room, no right, no disk; or what was read back is not what was written. The
             file that was there before stays, and nothing is left beside it.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = temporary(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
