@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salt.attempts import Attempt, read_attempts
+from salt.errors import shown
 from salt.plan_specs import Plan
 from salt.result_specs import RunError
 from salt.specs import Spec
@@ -245,7 +246,7 @@ def _active_table(runs: list[RunStatus]) -> Table:
     for run in runs:
         age = "-" if run.heartbeat_age_s is None else f"{run.heartbeat_age_s:.0f} s ago"
         table.add_row(
-            run.name, str(run.state), f"{_step_text(run)}/{run.total_steps}", age, run.holder or "-"
+            run.name, str(run.state), f"{_step_text(run)}/{run.total_steps}", age, shown(run.holder or "-")
         )
     return table
 
@@ -267,8 +268,8 @@ def problem_table(runs: list[RunStatus]) -> Table:
             state,
             f"{_step_text(run)}/{run.total_steps}",
             "-" if run.attempts is None else str(run.attempts),
-            run.host or "-",
-            reason or "-",
+            shown(run.host or "-"),
+            shown(reason or "-"),
         )
     return table
 

@@ -30,7 +30,7 @@ from slurm.pace import Pace
 from slurm.states import State
 from slurm.status import plan_status
 from sweeps import cli
-from tests.drain_kit import StandIn, finish, plan, states
+from tests.drain_kit import StandIn, finish, holder, plan, states
 from tests.fuzz_kit import command as called
 
 __all__ = ["plan"]  # a fixture
@@ -207,6 +207,27 @@ def test_a_damaged_file_costs_its_own_run_alone(
     ended = called("salt-sweep", "submit", "small", "--on", "inline", "--store", str(tmp_path))
     assert ended.code == 0
     assert states(tmp_path, plan) == [State.DONE] * 6
+
+
+def test_no_line_of_status_moves_the_cursor(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of files that somebody else wrote: an error and its host, a field that is unknown, who holds a run."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    write_atomically(plan_dir(tmp_path, plan.name) / "plan.jsonl", encode_plan(plan))
+    odd, escaped = "\x1b[2J\u202e", "\\x1b[2J\\u202e"
+    failed, damaged, held = (
+        RunDir(tmp_path, run.run_id) for run in (plan.runs[0], plan.runs[1], plan.runs[5])
+    )
+    error = RunError(run_id=failed.run_id, kind="data", message=odd, attempt=1, step=None, host=f"host{odd}")
+    write_atomically(failed.error, pretty_json(error))
+    write_atomically(damaged.error, pretty_json({f"field{odd}": 1}))
+    write_atomically(held.claim, pretty_json(holder(host=f"holder{odd}")))
+    ended = called("salt-sweep", "status", "small", "--store", str(tmp_path))
+    assert ended.code == 0
+    for text in ("host", "field", "holder"):
+        assert f"{text}{escaped}" in ended.out
+    assert all(character.isprintable() or character == "\n" for character in ended.out)
 
 
 def test_a_done_run_with_a_damaged_spec_keeps_what_it_paid(plan: Plan, tmp_path: Path) -> None:
