@@ -24,6 +24,7 @@ from salt.digits import (
 )
 from salt.errors import UserError
 from salt.isolate import run_isolated
+from salt.processes import temporary
 from salt.progress import progress
 from salt.specs import Spec
 from salt.store import pretty_json, write_atomically
@@ -118,7 +119,7 @@ def encode_clips(task: EncodeTask) -> int:
     for number, frames in zip(task.numbers, render_clips(draws), strict=True):
         # Under another name, then renamed: whole after a killed process. Not flushed to disk: clips can be
         # made again.
-        beside = task.folder / f".{_name(number)}.{os.getpid()}.tmp"
+        beside = temporary(task.folder / _name(number))
         encode(beside, frames)
         os.replace(beside, task.folder / _name(number))
     return len(draws)
