@@ -14,7 +14,7 @@ import msgspec
 
 from salt.disk import require_folder
 from salt.errors import UserError
-from salt.store import RunDir, pretty_json, read_json, write_atomically
+from salt.store import DamagedFile, RunDir, pretty_json, read_json, write_atomically
 
 #: So many attempts in a row without a new step, and a run is given up.
 ATTEMPTS_VARIABLE = "SALT_ATTEMPTS"
@@ -53,8 +53,17 @@ def attempts_allowed() -> int:
 
 
 def read_attempts(run: RunDir) -> list[Attempt]:
-    """All attempts of a run, oldest first; none before the first. Raises `UserError` for a damaged file."""
-    return read_json(run.env, Environment).attempts if run.env.exists() else []
+    """All attempts of a run, oldest first; none before the first. Raises `DamagedFile` for a damaged file."""
+    attempts = read_json(run.env, Environment).attempts if run.env.exists() else []
+    for attempt in attempts:
+        try:
+            _began_ns(attempt)
+        except ValueError as error:
+            raise DamagedFile(
+                f"{run.env}: `began_unix_s`: {error}; move it away and submit again; the attempts of the run "
+                "are then counted anew"
+            ) from error
+    return attempts
 
 
 def begin_attempt(run: RunDir, about: Attempt) -> int:
@@ -88,7 +97,7 @@ def fruitless(run: RunDir, since_ns: int = 0) -> Fruitless:
     """
     here, found = progress(run), []
     for attempt in reversed(read_attempts(run)):
-        if attempt.get("from") != here or float(attempt.get("began_unix_s") or 0) * 1e9 < since_ns:
+        if attempt.get("from") != here or _began_ns(attempt) < since_ns:
             break
         if attempt.get("ended") not in HARMLESS:
             found.append(attempt)
@@ -104,6 +113,11 @@ def progress(run: RunDir) -> str:
         return f"trained, {probes} probes"
     names = (re.fullmatch(r"step-(\d+)\.json", path.name) for path in run.checkpoints.glob("step-*.json"))
     return f"step {max((int(name[1]) for name in names if name), default=0)}"
+
+
+def _began_ns(attempt: Attempt) -> float:
+    """When an attempt began, 0 where it does not say. Raises ValueError for what is no number."""
+    return float(attempt.get("began_unix_s") or 0) * 1e9
 
 
 def _write(run: RunDir, attempts: list[Attempt]) -> None:

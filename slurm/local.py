@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from salt.claim import Claim, ClaimHeld, read_claim
 from salt.failures import ended_how
 from salt.plan_specs import Plan
 from salt.signals import GRACE_VARIABLE, STOP, grace_s, heeding
-from salt.store import RunDir
+from salt.store import DamagedFile, RunDir
 from slurm.pace import Pace
 from slurm.progress import Display
 from slurm.states import Retry, State, assess
@@ -131,9 +132,10 @@ class Fleet:
         on = f" while it had run {', '.join(folder.run_id for folder in runs)}" if runs else ""
         self.deaths.append(f"worker process {pid} {how}{on}; its log: {log}")
         for folder in runs:
-            vain = self.submission.retry.given_up_after(folder)
-            if vain is not None:
-                _give_up(folder, vain, how)
+            with suppress(DamagedFile):  # the status tells of it, and nobody takes the run
+                vain = self.submission.retry.given_up_after(folder)
+                if vain is not None:
+                    _give_up(folder, vain, how)
         # One that ends by itself without a run, say because it cannot start, would only do so again.
         if len(self._alive) < self.workers and len(self.deaths) <= RESTARTS and (runs or code < 0):
             self._start_one()

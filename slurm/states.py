@@ -9,7 +9,6 @@ from pathlib import Path
 
 from salt.attempts import Fruitless, attempts_allowed, fruitless, read_attempts, was_stopped
 from salt.claim import ClaimState, read_claim
-from salt.errors import UserError
 from salt.plan_specs import Plan, PlannedRun
 from salt.result_specs import RunError
 from salt.specs import RunSpec, Spec
@@ -98,15 +97,7 @@ class Retry(Spec, kw_only=True):
 
     def given_up_after(self, folder: RunDir) -> Fruitless | None:
         """The attempts after which a run is given up; None if it may have another."""
-        try:
-            vain = fruitless(folder, self.since_ns if self.given_up else 0)
-        except UserError:
-            raise
-        except ValueError as error:  # a time in it is no number
-            raise DamagedFile(
-                f"{folder.env}: {error}; move it away and submit again; the attempts of the run are then "
-                "counted anew"
-            ) from error
+        vain = fruitless(folder, self.since_ns if self.given_up else 0)
         return vain if vain.count >= attempts_allowed() else None
 
 

@@ -28,7 +28,7 @@ from salt.plans import read_plan
 from salt.result_specs import RunError
 from salt.signals import STOP, grace_s, heeding, install
 from salt.specs import ExecSpec, ProbeSpec
-from salt.store import RunDir, pretty_json, write_atomically
+from salt.store import DamagedFile, RunDir, pretty_json, write_atomically
 from slurm.names import run_names
 from slurm.states import ACTIVE, READY, STUCK, Retry, State, assess
 from slurm.status import last_step
@@ -127,11 +127,15 @@ class Drain:
         except ClaimHeld:
             return False
         with claim:
-            # Another worker may have ended it between the look and the claim.
-            if self.retry.held_against(folder) is not None or folder.is_complete(run.probe_ids):
-                return True
             name = self._names[run.run_id]
-            vain = self.retry.given_up_after(folder)
+            try:
+                # Another worker may have ended it between the look and the claim.
+                if self.retry.held_against(folder) is not None or folder.is_complete(run.probe_ids):
+                    return True
+                vain = self.retry.given_up_after(folder)
+            except DamagedFile as damage:  # since the look; the next one tells it apart
+                self.report(f"NOT STARTED {name} ({run.run_id}): {damage}")
+                return True
             if vain is not None:
                 give_up(folder, vain)
                 self._failed.add(run.run_id)

@@ -276,7 +276,7 @@ def test_a_time_that_is_no_number_is_damage(plan: Plan, tmp_path: Path) -> None:
     )
     row = plan_status(tmp_path, plan).runs[0]
     assert row.state is State.DAMAGED
-    assert f"{run.env}: could not convert string to float" in (row.reason or "")
+    assert f"{run.env}: `began_unix_s`: could not convert string to float" in (row.reason or "")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,7 +26,7 @@ from salt.plans import encode_plan, plan_dir
 from salt.specs import ExecSpec, ProbeSpec
 from salt.store import RunDir, write_atomically
 from slurm.local import Fleet, Submission
-from slurm.states import State
+from slurm.states import State, assess
 from slurm.status import last_step, plan_status, status_tables
 from slurm.worker import RUNS_FAILED, Drain, record_error
 from tests.drain_kit import (
@@ -143,6 +144,23 @@ def test_a_failure_that_a_full_disk_keeps_from_the_files_is_not_tried_for_ever(
     free = [run.run_id for run in plan.runs if run.spec.teacher is None]
     assert tried == drained.failed == free
     assert sum("could not be written" in text for text in said) == len(free)
+
+
+def test_a_file_damaged_meanwhile_costs_its_run_alone(tmp_path: Path, plan: Plan) -> None:
+    """Damaged while the first run trains: the run it belongs to is told of, all others are trained."""
+    free = RunDir(tmp_path, plan.runs[-1].run_id)
+    stand_in, said = StandIn(), []
+
+    def execute(store: Path, planned: PlannedRun, *rest: Any) -> None:
+        stand_in(store, planned, *rest)
+        if planned.run_id == plan.runs[0].run_id:
+            write_atomically(free.env, b'{"attempts": [{"began_unix_s": "x"}]}')
+
+    drained = Drain(tmp_path, plan, execute=execute, poll_s=0.01, report=said.append).run()
+    assert drained.finished == [planned.run_id for planned in plan.runs[:-1]]
+    assert [run_id for run_id, each in assess(tmp_path, plan).items() if each.state is State.DAMAGED] == [
+        free.run_id
+    ]
 
 
 def test_what_was_left_after_a_result_is_tidied_up(tmp_path: Path, plan: Plan) -> None:
