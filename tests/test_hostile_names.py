@@ -87,7 +87,7 @@ def test_one_nasty_study_from_end_to_end(tmp_path: Path) -> None:
     for argv in (
         ("salt-sweep", "plan", str(path)),
         ("salt-sweep", "plan", "N.a_sty-1"),
-        ("salt-sweep", "submit", str(path), "--on", "inline"),
+        ("salt-sweep", "submit", str(path), "--on", "local", "--workers", "2"),
         ("salt-sweep", "status"),
         ("salt-analyze", "pareto", "--label", LABEL),
         ("salt-analyze", "report"),
