@@ -15,6 +15,7 @@ import msgspec
 from salt.errors import UserError
 from salt.sizes import SIZES
 from salt.specs import NonNegativeFloat, PositiveFloat, PositiveInt, RunSpec, Spec, VitSpec
+from slurm.profile import SlurmProfile
 from sweeps.document import decode, parse_yaml, unknown_name
 
 Precision = Literal["bf16", "fp32"]
@@ -48,6 +49,7 @@ class SiteSpec(Spec, kw_only=True):
     currency: str | None = None
     reserve_gib: NonNegativeFloat = 4.0
     note: str = ""
+    slurm: SlurmProfile | None = None  # how jobs are sent there
 
     @property
     def peak(self) -> float:

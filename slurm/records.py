@@ -1,0 +1,180 @@
+"""What was sent where: a folder for each submission, a file for each array of it.
+
+    <store>/jobs/<plan>/<submission>/submission.json   how it was meant, and where it ran from
+    <store>/jobs/<plan>/<submission>/chunk-003.json    the lanes of one array, and its job once it was sent
+    <store>/jobs/<plan>/<submission>/logs/             what submitit writes
+
+A chunk is written before its array is sent, and again with the job's id right after, each time by rename. One
+whose sender was killed in between is found again by the comment that its jobs carry.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from salt.specs import NonNegativeInt, Spec
+from salt.store import pretty_json, read_json, write_atomically
+from slurm.profile import SlurmProfile
+from slurm.scheduler import QueuedTask
+
+_WAY_OUT = "move it away; its runs are then taken not to have been sent"
+
+
+class Lane(Spec, kw_only=True):
+    """Runs that one array task works through, in this order. `slot`: under a cap, no two lanes of a slot run
+    at once.
+    """
+
+    runs: tuple[str, ...]
+    slot: int | None = None
+    seconds: float | None = None  # by estimate
+
+
+class LaneRef(Spec, kw_only=True, frozen=True):
+    """A lane of a job that was sent."""
+
+    job: str
+    task: NonNegativeInt
+
+    def __str__(self) -> str:
+        return f"{self.job}_{self.task}"
+
+
+class Chunk(Spec, kw_only=True):
+    """One array: lanes with the same dependencies. `job` is None until it was sent."""
+
+    number: NonNegativeInt
+    lanes: tuple[Lane, ...]
+    after: tuple[LaneRef, ...] = ()  # lanes that must have ended
+    job: str | None = None
+    sent_unix_s: float | None = None
+
+
+class SubmissionRecord(Spec, kw_only=True):
+    """One `salt-sweep submit`: what its workers need to know, and what it was."""
+
+    submission: str
+    plan: str
+    on: str  # slurm or local
+    unix_s: float
+    host: str
+    command: tuple[str, ...]
+    code: str | None  # folder of the code that its workers run, relative to the store
+    since_ns: int
+    retry_diverged: bool = False
+    retry_given_up: bool = False
+    retry_kinds: tuple[str, ...] = ()
+    profile: SlurmProfile | None = None
+    workers: int = 1  # processes of a lane
+    gpu_hours: float | None = None  # expected of all that was sent
+    process: int | None = None  # of a local submission that runs on by itself
+    started: str | None = None  # its start, and the machine that the number means something on
+    machine: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """A chunk with the submission that it is of."""
+
+    record: SubmissionRecord
+    chunk: Chunk
+    folder: Path
+
+    @property
+    def comment(self) -> str:
+        return comment(self.record.submission, self.chunk.number)
+
+
+def comment(submission: str, number: int) -> str:
+    """What the jobs of a chunk carry, so that they are known without our files."""
+    return f"salt {submission} {number}"
+
+
+def jobs_folder(store: Path, plan: str) -> Path:
+    return store / "jobs" / plan
+
+
+def new_submission() -> str:
+    """A name that sorts by time and that no other process takes."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def chunk_file(folder: Path, number: int) -> Path:
+    return folder / f"chunk-{number:03d}.json"
+
+
+def write_record(folder: Path, record: SubmissionRecord) -> None:
+    write_atomically(folder / "submission.json", pretty_json(record))
+
+
+def write_chunk(folder: Path, chunk: Chunk) -> None:
+    import msgspec
+
+    write_atomically(chunk_file(folder, chunk.number), msgspec.json.encode(chunk) + b"\n")
+
+
+def read_record(folder: Path) -> SubmissionRecord:
+    """Raises `DamagedFile`."""
+    return read_json(folder / "submission.json", SubmissionRecord, _WAY_OUT)
+
+
+def read_chunk(folder: Path, number: int) -> Chunk:
+    """Raises `DamagedFile`."""
+    return read_json(chunk_file(folder, number), Chunk, _WAY_OUT)
+
+
+def submissions(store: Path, plan: str) -> list[tuple[Path, SubmissionRecord]]:
+    """All submissions of a plan that have a record, oldest first. Raises `DamagedFile`."""
+    folders = sorted(path.parent for path in jobs_folder(store, plan).glob("*/submission.json"))
+    return [(folder, read_record(folder)) for folder in folders]
+
+
+def chunks(store: Path, plan: str) -> list[Sent]:
+    """Every chunk of every submission of a plan, oldest first, sent or not. Raises `DamagedFile`."""
+    found = []
+    for folder, record in submissions(store, plan):
+        for path in sorted(folder.glob("chunk-*.json")):
+            found.append(Sent(record=record, chunk=read_json(path, Chunk, _WAY_OUT), folder=folder))
+    return found
+
+
+def with_jobs(sent: Iterable[Sent], tasks: Iterable[QueuedTask]) -> list[Sent]:
+    """The same chunks; those without a job get the one in the queue that carries their comment."""
+    import msgspec
+
+    by_comment = {task.comment: task.job for task in tasks if task.comment}
+    found = []
+    for each in sent:
+        job = each.chunk.job or by_comment.get(each.comment)
+        chunk = each.chunk if job == each.chunk.job else msgspec.structs.replace(each.chunk, job=job)
+        found.append(Sent(record=each.record, chunk=chunk, folder=each.folder))
+    return found
+
+
+def lanes_of(sent: Iterable[Sent]) -> dict[str, LaneRef]:
+    """run_id -> the newest lane that has it, of chunks that were sent."""
+    found: dict[str, LaneRef] = {}
+    for each in sent:
+        if each.chunk.job is None:
+            continue
+        for task, lane in enumerate(each.chunk.lanes):
+            reference = LaneRef(job=each.chunk.job, task=task)
+            found |= dict.fromkeys(lane.runs, reference)
+    return found
+
+
+def live(tasks: Iterable[QueuedTask]) -> Mapping[LaneRef, QueuedTask]:
+    """Lanes that are in the queue: waiting, running or about to end."""
+    return {LaneRef(job=task.job, task=task.task): task for task in tasks if task.task is not None}
+
+
+def own_process() -> dict[str, str | int]:
+    """How a local submission is told from another process with its number."""
+    from salt.processes import machine, start_of
+
+    return {"process": os.getpid(), "started": start_of(os.getpid()) or "", "machine": machine()}
