@@ -85,6 +85,9 @@ def install() -> Stop:
     grace_s()
     for number in ASKING:
         signal.signal(number, STOP.ask)
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, ASKING
+    )  # one that came since the start (`held_back`) is heard now
     return STOP
 
 
@@ -109,6 +112,16 @@ def heeding() -> Iterator[Stop]:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """`ASKING` waits: here until the end, in processes started inside until they `install` their handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def shielded() -> Iterator[None]:
     """Processes started inside never see `ASKING`; those that come meanwhile reach this one afterwards.
 
@@ -117,11 +130,8 @@ def shielded() -> Iterator[None]:
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # first: it unblocks what it has blocked itself
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
-    try:
+    with held_back():
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def grace_s() -> float:

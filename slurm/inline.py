@@ -7,8 +7,8 @@ from __future__ import annotations
 import sys
 import time
 
-from slurm.local import Submission
 from slurm.states import State, assess
+from slurm.submission import Submission
 from slurm.worker import Drain
 
 

@@ -21,7 +21,7 @@ from salt.attempts import progress
 from salt.errors import Interrupted, RunFailed, UserError
 from salt.failures import as_failure, ended_how
 from salt.plan_specs import PlannedRun
-from salt.signals import STOP, install
+from salt.signals import STOP, held_back, install
 from salt.specs import ExecSpec, ProbeSpec, Spec
 from salt.store import RunDir, pretty_json, read_json, write_atomically
 
@@ -101,21 +101,23 @@ def _error_files(job: Path) -> list[Path]:
 
 
 def _start(job: Path, execution: ExecSpec) -> list[subprocess.Popen[bytes]]:
-    from slurm.local import worker_environment
+    from slurm.submission import worker_environment
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-P", "-m", "slurm.ranks", str(job), "--parent", str(os.getpid())]
     meet = {"WORLD_SIZE": str(execution.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            env={**worker_environment(execution.threads), **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(execution.processes)
-    ]
+    own = worker_environment(execution.threads)
+    with held_back():
+        return [
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                env={**own, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(execution.processes)
+        ]
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:

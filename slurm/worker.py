@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from salt.attempts import Fruitless, fruitless, read_attempts
-from salt.claim import Claim, ClaimHeld
+from salt.claim import HEARTBEAT_S, STALE_AFTER_S, Claim, ClaimHeld
 from salt.disk import require_folder
 from salt.errors import ClaimLost, Interrupted, RunFailed, UserError
 from salt.failures import as_failure
@@ -28,7 +30,7 @@ from salt.plans import read_plan
 from salt.result_specs import RunError
 from salt.signals import STOP, grace_s, heeding, install
 from salt.specs import ExecSpec, ProbeSpec
-from salt.store import DamagedFile, RunDir, pretty_json, write_atomically
+from salt.store import DamagedFile, RunDir, pretty_json, read_json, write_atomically
 from slurm.names import run_names
 from slurm.states import ACTIVE, READY, STUCK, Retry, State, assess
 from slurm.status import last_step
@@ -38,8 +40,15 @@ Execute = Callable[[Path, PlannedRun, dict[str, ProbeSpec], ExecSpec], None]
 
 #: A worker whose runs are all waited for or held by others looks again after this long.
 POLL_S = 0.5
-#: Exit code of a worker that did its work although runs failed; not 1, with which Python ends on a fault.
+#: A lane does not keep its machine for longer where all it has is waited for or held by others: by then the
+#: claim of a holder that died is stale.
+PATIENCE_S = STALE_AFTER_S + 3 * HEARTBEAT_S
+#: Exit codes of a worker that did its work although runs failed, or that left some which it could not take
+#: yet; not 1, with which Python ends on a fault.
 RUNS_FAILED = 3
+RUNS_LEFT = 4
+#: Those that are no accident.
+CALM_ENDS = (0, RUNS_FAILED, RUNS_LEFT)
 
 
 @dataclass
@@ -48,6 +57,7 @@ class Drained:
 
     finished: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)  # of a lane: waited for, or held by others for long
 
 
 class Drain:
@@ -55,22 +65,35 @@ class Drain:
 
     A run is taken when it is not complete, not claimed by a living process, and its teacher's artefact
     exists. Students of failed teachers are left alone. Returns when no run can become ready any more.
+
+    With `run_ids` these alone, in their order: a lane. It returns, too, when for `patience_s` all that it has
+    was waited for or held by others; `others` are runs that it takes before it stands still.
     """
 
     def __init__(
         self,
         store: Path,
         plan: Plan,
+        run_ids: Sequence[str] | None = None,
         *,
+        others: Sequence[str] = (),
         execute: Execute | None = None,
         since_ns: int = 0,
         retry_diverged: bool = False,
         retry_given_up: bool = False,
         poll_s: float = POLL_S,
+        patience_s: float = PATIENCE_S,
         report: Callable[[str], None] = print,
     ) -> None:
         self.store = store
-        self.plan = plan
+        self.lane = run_ids is not None
+        self.plan = plan if run_ids is None else part_of(plan, [*run_ids, *others])
+        by_id = {run.run_id: run for run in self.plan.runs}
+        self._own = tuple(by_id[name] for name in (by_id if run_ids is None else run_ids))
+        self._order = self._own + tuple(by_id[name] for name in others)
+        near = self.plan if run_ids is None else part_of(plan, run_ids)
+        self._near = [run.run_id for run in near.runs]  # its own, and what these begin from
+        self.patience_s = patience_s
         self.execute = execute or _execute
         self.retry = Retry(since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up)
         self.poll_s = poll_s
@@ -90,6 +113,7 @@ class Drain:
 
     def _run(self) -> Drained:
         drained = Drained()
+        busy_s = time.monotonic()
         while True:
             standings = assess(
                 self.store,
@@ -102,21 +126,27 @@ class Drain:
             done = {run_id for run_id, standing in standings.items() if standing.state is State.DONE}
             tidy(self.store, done - self._done)
             self._done = done
-            if all(
-                standing.state is State.DONE or standing.state in STUCK for standing in standings.values()
-            ):
+            open_runs = [
+                run.run_id for run in self._own if standings[run.run_id].state not in (State.DONE, *STUCK)
+            ]
+            if not open_runs:
                 return drained
             if STOP.requested:
                 raise KeyboardInterrupt
             ready = [
                 run
-                for run in self.plan.runs
+                for run in self._order
                 if standings[run.run_id].state in READY and run.run_id not in self._failed
             ]
             if any(self._attempt(run, drained) for run in ready):
+                busy_s = time.monotonic()
                 continue
-            if not ready and not any(standing.state in ACTIVE for standing in standings.values()):
+            held = any(standings[name].state in ACTIVE for name in self._near)
+            if not ready and not held and not self.lane:
                 return drained  # what is left waits for a teacher that nobody of this plan trains
+            if self.lane and time.monotonic() - busy_s > (self.patience_s if held else 0.0):
+                drained.left = [name for name in open_runs if name not in self._failed]
+                return drained
             time.sleep(self.poll_s)
 
     def _attempt(self, run: PlannedRun, drained: Drained) -> bool:
@@ -221,6 +251,36 @@ def _execute(store: Path, run: PlannedRun, probes: dict[str, ProbeSpec], executi
     execute(store, run, probes, execution)
 
 
+def part_of(plan: Plan, run_ids: Sequence[str]) -> Plan:
+    """The plan with these runs and those that they begin from, directly or on the way; no cells are left out.
+
+    Raises `UserError` for a run that is not in the plan.
+    """
+    by_id = {run.run_id: run for run in plan.runs}
+    wanted: set[str] = set()
+    waiting = list(run_ids)
+    while waiting:
+        name = waiting.pop()
+        if name in wanted:
+            continue
+        if name not in by_id:
+            raise UserError(f"plan {plan.name} has no run {name}: it was made again since; submit again")
+        wanted.add(name)
+        spec = by_id[name].spec
+        above = (each.run_id for each in (spec.teacher, spec.trunk) if each is not None)
+        waiting += [each for each in above if each in by_id]
+    return msgspec.structs.replace(plan, runs=tuple(run for run in plan.runs if run.run_id in wanted))
+
+
+def lane_runs(chunk: Path, lane: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The runs of a lane, and those of the other lanes of its array, which may be waiting for a machine."""
+    from slurm.records import Chunk
+
+    lanes = read_json(chunk, Chunk).lanes
+    others = tuple(name for place, each in enumerate(lanes) if place != lane for name in each.runs)
+    return lanes[lane].runs, others
+
+
 def stop_with_parent(parent: int) -> None:
     """End this process soon after the one that started it: gently first, so that its claim is given back."""
     wait_for_end(parent)
@@ -236,8 +296,8 @@ def wait_for_end(parent: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 0 when every run this worker took was finished, `RUNS_FAILED` when not, 130 when it was
-    stopped, 1 when it could not work.
+    """Exit code 0 when every run this worker took was finished, `RUNS_FAILED` when not, `RUNS_LEFT` when some
+    of its lane could not be taken, 130 when it was stopped, 1 when it could not work.
     """
     parser = argparse.ArgumentParser(
         prog="slurm.worker", description="Run what a plan lacks. Started by salt-sweep submit."
@@ -247,6 +307,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--since-ns", type=int, default=0, help="errors older than this are retried")
     parser.add_argument("--retry-diverged", action="store_true")
     parser.add_argument("--retry-given-up", action="store_true")
+    parser.add_argument("--chunk", type=Path, help="the file of an array of lanes; with --lane")
+    parser.add_argument("--lane", type=int, help="take the runs of this lane of the chunk alone")
     parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
     args = parser.parse_args(argv)
     try:
@@ -254,9 +316,12 @@ def main(argv: list[str]) -> int:
         if args.parent is not None:
             watch = threading.Thread(target=stop_with_parent, args=(args.parent,), daemon=True)
             watch.start()
+        own, others = (None, ()) if args.chunk is None else lane_runs(args.chunk, args.lane)
         drained = Drain(
             args.store,
             read_plan(args.store, args.plan),
+            own,
+            others=others,
             since_ns=args.since_ns,
             retry_diverged=args.retry_diverged,
             retry_given_up=args.retry_given_up,
@@ -268,7 +333,9 @@ def main(argv: list[str]) -> int:
     except (RunFailed, UserError) as error:  # of the store itself: no run can say it
         _report_line(f"this worker cannot go on: {error}")
         return 1
-    return RUNS_FAILED if drained.failed else 0
+    if drained.failed:
+        return RUNS_FAILED
+    return RUNS_LEFT if drained.left else 0
 
 
 def _report_line(text: str) -> None:

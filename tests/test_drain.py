@@ -25,9 +25,10 @@ from salt.plan_specs import Plan, PlannedRun
 from salt.plans import encode_plan, plan_dir
 from salt.specs import ExecSpec, ProbeSpec
 from salt.store import RunDir, write_atomically
-from slurm.local import Fleet, Submission
+from slurm.fleet import Fleet
 from slurm.states import State, assess
 from slurm.status import last_step, plan_status, status_tables
+from slurm.submission import Submission
 from slurm.worker import RUNS_FAILED, Drain, record_error
 from tests.drain_kit import (
     ROOT,

@@ -97,7 +97,7 @@ FOREIGN = "raise RuntimeError('the foreign package was imported')\n"
 PLAN_ONLY = """
 import sys
 import sweeps.plan, sweeps.cli, sweeps.show, sweeps.design, sweeps.hours, sweeps.costs, sweeps.auditing
-import slurm.worker, slurm.local, slurm.status, slurm.inline, slurm.prepare, slurm.tidy
+import slurm.worker, slurm.local, slurm.fleet, slurm.status, slurm.inline, slurm.prepare, slurm.tidy
 print([name for name in {heavy!r} if name in sys.modules])
 """
 
@@ -130,7 +130,7 @@ def test_a_worker_uses_our_packages_too(tmp_path: Path) -> None:
     (tmp_path / "slurm" / "__init__.py").write_text(FOREIGN)
     code = (
         "import subprocess, sys, salt_cli; salt_cli.own_packages_first();"
-        "from slurm.local import worker_environment;"
+        "from slurm.submission import worker_environment;"
         "command = [sys.executable, '-P', '-m', 'slurm.worker', '--help'];"
         "sys.exit(subprocess.run(command, env=worker_environment(1)).returncode)"
     )

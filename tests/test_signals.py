@@ -26,9 +26,9 @@ from salt.plans import read_plan
 from salt.signals import ASKING, STOP, grace_s, grace_warning, heeding, shielded
 from salt.specs import RunSpec, spec_id
 from salt.store import RunDir
-from slurm.local import worker_environment
 from slurm.states import State, assess
 from slurm.status import plan_status
+from slurm.submission import worker_environment
 from tests.arms_kit import CLIP, STEPS, Store, data_of, run_spec, write_clips
 from tests.console import ROOT
 from tests.probe_kit import probe, suite
@@ -304,7 +304,8 @@ SUBMIT = """
 import sys
 from pathlib import Path
 from salt.plans import read_plan
-from slurm.local import Submission, run_local
+from slurm.local import run_local
+from slurm.submission import Submission
 store = Path(sys.argv[1])
 try:
     run_local(Submission(store=store, plan=read_plan(store, "one"), since_ns=0), 1)

@@ -16,7 +16,7 @@ from salt.metrics import read_metrics
 from salt.plans import read_plan
 from salt.specs import spec_id
 from salt.store import RunDir
-from slurm.local import worker_environment
+from slurm.submission import worker_environment
 from slurm.worker import Drain
 from tests.arms_kit import CLIP, Store, data_of, run_spec, write_clips
 from tests.console import ROOT
