@@ -17,8 +17,9 @@ from slurm.names import run_names
 List = DataSpec | DataPart
 
 
-def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
-    """Decode the lists of a plan into the store's cache, with all cores; a second time costs milliseconds.
+def prepare_clips(store: Path, plan: Plan, progress: bool = True, workers: int | None = None) -> None:
+    """Decode the lists of a plan into the store's cache, with all cores unless told otherwise; a second time
+    costs milliseconds.
 
     Raises:
         UserError: a run cannot be trained whatever is there, or a list is missing, differs from the one that
@@ -34,9 +35,19 @@ def prepare_clips(store: Path, plan: Plan, progress: bool = True) -> None:
             data.fingerprint,
             clip,
             store / "cache",
-            workers=os.cpu_count() or 1,
+            workers=workers or os.cpu_count() or 1,
             progress=progress,
         )
+
+
+def clips_ready(store: Path, plan: Plan) -> bool:
+    """Whether every list is decoded already. Raises `UserError` for runs that cannot be trained at all."""
+    from salt.clips import load_clips
+
+    refuse_runs(plan)
+    require_imported(store, plan)
+    wanted = wanted_clips(plan)
+    return all(load_clips(store / "cache", data.fingerprint, clip) is not None for data, clip in wanted)
 
 
 def require_imported(store: Path, plan: Plan) -> None:

@@ -51,6 +51,7 @@ class Chunk(Spec, kw_only=True):
     number: NonNegativeInt
     lanes: tuple[Lane, ...]
     after: tuple[LaneRef, ...] = ()  # lanes that must have ended
+    prepares: bool = False  # decodes the plan's clips instead; has one lane without runs
     job: str | None = None
     sent_unix_s: float | None = None
 

@@ -66,8 +66,8 @@ class Drain:
     A run is taken when it is not complete, not claimed by a living process, and its teacher's artefact
     exists. Students of failed teachers are left alone. Returns when no run can become ready any more.
 
-    With `run_ids` these alone, in their order: a lane. It returns, too, when for `patience_s` all that it has
-    was waited for or held by others; `others` are runs that it takes before it stands still.
+    With `run_ids` these alone, in their order: a lane. It returns, too, when what it has is waited for and
+    nobody makes it now, or is held by others for `patience_s`.
     """
 
     def __init__(
@@ -76,7 +76,6 @@ class Drain:
         plan: Plan,
         run_ids: Sequence[str] | None = None,
         *,
-        others: Sequence[str] = (),
         execute: Execute | None = None,
         since_ns: int = 0,
         retry_diverged: bool = False,
@@ -87,12 +86,9 @@ class Drain:
     ) -> None:
         self.store = store
         self.lane = run_ids is not None
-        self.plan = plan if run_ids is None else part_of(plan, [*run_ids, *others])
+        self.plan = plan if run_ids is None else part_of(plan, run_ids)
         by_id = {run.run_id: run for run in self.plan.runs}
         self._own = tuple(by_id[name] for name in (by_id if run_ids is None else run_ids))
-        self._order = self._own + tuple(by_id[name] for name in others)
-        near = self.plan if run_ids is None else part_of(plan, run_ids)
-        self._near = [run.run_id for run in near.runs]  # its own, and what these begin from
         self.patience_s = patience_s
         self.execute = execute or _execute
         self.retry = Retry(since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up)
@@ -135,13 +131,13 @@ class Drain:
                 raise KeyboardInterrupt
             ready = [
                 run
-                for run in self._order
+                for run in self._own
                 if standings[run.run_id].state in READY and run.run_id not in self._failed
             ]
             if any(self._attempt(run, drained) for run in ready):
                 busy_s = time.monotonic()
                 continue
-            held = any(standings[name].state in ACTIVE for name in self._near)
+            held = any(standing.state in ACTIVE for standing in standings.values())
             if not ready and not held and not self.lane:
                 return drained  # what is left waits for a teacher that nobody of this plan trains
             if self.lane and time.monotonic() - busy_s > (self.patience_s if held else 0.0):
@@ -272,13 +268,11 @@ def part_of(plan: Plan, run_ids: Sequence[str]) -> Plan:
     return msgspec.structs.replace(plan, runs=tuple(run for run in plan.runs if run.run_id in wanted))
 
 
-def lane_runs(chunk: Path, lane: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The runs of a lane, and those of the other lanes of its array, which may be waiting for a machine."""
+def lane_runs(chunk: Path, lane: int) -> tuple[str, ...]:
+    """The runs of a lane. Raises `DamagedFile`."""
     from slurm.records import Chunk
 
-    lanes = read_json(chunk, Chunk).lanes
-    others = tuple(name for place, each in enumerate(lanes) if place != lane for name in each.runs)
-    return lanes[lane].runs, others
+    return read_json(chunk, Chunk).lanes[lane].runs
 
 
 def stop_with_parent(parent: int) -> None:
@@ -316,12 +310,10 @@ def main(argv: list[str]) -> int:
         if args.parent is not None:
             watch = threading.Thread(target=stop_with_parent, args=(args.parent,), daemon=True)
             watch.start()
-        own, others = (None, ()) if args.chunk is None else lane_runs(args.chunk, args.lane)
         drained = Drain(
             args.store,
             read_plan(args.store, args.plan),
-            own,
-            others=others,
+            None if args.chunk is None else lane_runs(args.chunk, args.lane),
             since_ns=args.since_ns,
             retry_diverged=args.retry_diverged,
             retry_given_up=args.retry_given_up,

@@ -1,0 +1,206 @@
+"""What a job does on its node: lets worker processes drain its lane, and has itself queued again.
+
+The workers train; this process only watches them, so that one that dies costs its run and not the lane. It
+is told to stop before a time limit or a preemption (SIGUSR2) or at once (SIGTERM): then the workers save, and
+this one array task is queued again, unless somebody cancelled it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from salt.attempts import attempts_allowed, progress
+from salt.plan_specs import Plan
+from salt.plans import read_plan
+from salt.signals import STOP, heeding
+from salt.specs import NonNegativeInt, Spec
+from salt.store import RunDir, pretty_json, read_json, write_atomically
+from slurm.fleet import Fleet
+from slurm.records import Chunk, SubmissionRecord, chunk_file, lanes_of, read_chunk, read_record
+from slurm.records import chunks as sent_chunks
+from slurm.scheduler import SchedulerSilent, ask, queue
+from slurm.states import STUCK, State, assess
+from slurm.submission import Submission
+from slurm.worker import RUNS_FAILED, part_of
+
+WATCH_EVERY_S = 0.5
+#: Signals by which Slurm warns. SIGTERM may be somebody's `scancel`.
+WARNINGS = ("SIGUSR1", "SIGUSR2")
+#: A warning this close to the end is that of the time limit (Slurm sends it up to a minute early).
+LIMIT_SLACK_S = 120.0
+#: Seconds for `scontrol requeue`, from what is left after the workers have saved.
+REQUEUE_S = 15.0
+
+
+@dataclass(frozen=True)
+class LaneTask:
+    """What every task of an array calls: the lane is told by the task's number."""
+
+    store: str
+    plan: str
+    submission: str
+    chunk: int
+
+    def __call__(self) -> str:
+        return run_lane(Path(self.store), self.plan, self.submission, self.chunk)
+
+
+class Tries(Spec, kw_only=True):
+    """`lanes/<job>_<task>.json`: times in a row that a lane used up its time without a new step."""
+
+    vain: NonNegativeInt = 0
+    progress: str = ""
+
+
+def run_lane(store: Path, plan_name: str, submission: str, chunk_number: int) -> str:
+    """Work through one lane; a word on how it ended. Exits with `RUNS_FAILED` if runs of it failed."""
+    with heeding():
+        folder = store / "jobs" / plan_name / submission
+        record, chunk = read_record(folder), read_chunk(folder, chunk_number)
+        task = int(os.environ["SLURM_ARRAY_TASK_ID"])
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
+        plan = read_plan(store, plan_name)
+        say(f"lane {job} on {os.environ.get('SLURMD_NODENAME', 'an unknown node')}, plan {plan_name}")
+        if chunk.prepares:
+            return _prepare(store, plan)
+        lane = _Lane(store, part_of(plan, chunk.lanes[task].runs), folder, record, chunk, task, job)
+        return lane.run()
+
+
+def _prepare(store: Path, plan: Plan) -> str:
+    from slurm.prepare import prepare_clips
+
+    prepare_clips(store, plan, workers=len(os.sched_getaffinity(0)))
+    return "clips decoded"
+
+
+@dataclass
+class _Lane:
+    store: Path
+    plan: Plan  # this lane's runs, and those that they begin from
+    folder: Path
+    record: SubmissionRecord
+    chunk: Chunk
+    task: int
+    job: str
+    told: int = 0  # deaths of workers that have been said
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        return self.chunk.lanes[self.task].runs
+
+    def run(self) -> str:
+        submission = Submission(
+            store=self.store,
+            plan=self.plan,
+            since_ns=self.record.since_ns,
+            retry_diverged=self.record.retry_diverged,
+            retry_given_up=self.record.retry_given_up,
+            lane=(chunk_file(self.folder, self.chunk.number), self.task),
+        )
+        before = self._progress()
+        fleet = Fleet(submission, self.record.workers, logs=self.folder / "workers", name=f"{self.job}-w")
+        try:
+            fleet.start()
+            while fleet.watch() and not STOP.requested:
+                self._tell(fleet)
+                time.sleep(WATCH_EVERY_S)
+        finally:
+            fleet.stop()
+        self._tell(fleet)
+        return self._end(before)
+
+    def _tell(self, fleet: Fleet) -> None:
+        for death in fleet.deaths[self.told :]:
+            say(death)
+        self.told = len(fleet.deaths)
+
+    def _end(self, before: str) -> str:
+        standings = assess(self.store, self.plan, since_ns=self.record.since_ns)
+        left = [name for name in self.own if standings[name].state not in (State.DONE, *STUCK)]
+        failed = [name for name in self.own if standings[name].state in STUCK]
+        if left and STOP.request is not None:
+            return self._again(f"stopped ({STOP.request.signal_name})", before)
+        if left and self._others_work_on(left):
+            return self._again("what is left waits for other lanes", None)
+        for name in left:
+            say(f"{name} is left: {standings[name].state}")
+        if failed:
+            say(f"{len(failed)} of {len(self.own)} runs failed: {', '.join(failed)}")
+            sys.exit(RUNS_FAILED)
+        return f"{len(left)} of {len(self.own)} runs left" if left else "all runs done"
+
+    def _others_work_on(self, left: list[str]) -> bool:
+        """Whether another lane of the plan that is in the queue has what these runs wait for."""
+        near = {run.run_id for run in part_of(self.plan, left).runs}
+        try:
+            there = {f"{task.job}_{task.task}" for task in queue() if task.task is not None}
+        except SchedulerSilent as silent:
+            say(f"{silent}: it is taken that no other lane works on what is left")
+            return False
+        lanes = lanes_of(sent_chunks(self.store, self.plan.name))
+        makers = {str(lane) for name, lane in lanes.items() if name in near}
+        return bool(there & makers - {self.job})
+
+    def _again(self, why: str, before: str | None) -> str:
+        """Have this array task queued again, unless it was cancelled or gets nowhere. `before` is how far its
+        runs were when it began; None if that does not count.
+        """
+        warned = STOP.request is not None and STOP.request.signal_name in WARNINGS
+        if STOP.request is not None and not warned and not self._still_wanted():
+            return f"{why}: cancelled, so it is not queued again; submit again to go on"
+        vain = self._vain(before) if before is not None and warned else 0
+        if vain >= attempts_allowed():
+            say(
+                f"{why}: {vain} times in a row the time limit came before a new step, so it is not queued "
+                "again; give jobs more time (slurm: time), or warn them earlier (slurm: signal_delay_s)"
+            )
+            sys.exit(1)
+        try:
+            ask(["scontrol", "requeue", self.job], REQUEUE_S)
+        except SchedulerSilent as silent:
+            say(f"{why}: could not be queued again ({silent}); submit again to go on")
+            sys.exit(1)
+        return f"{why}: queued again"
+
+    def _still_wanted(self) -> bool:
+        """After SIGTERM: a job that is preempted still counts as running, one that was cancelled does not."""
+        try:
+            tasks = queue()
+        except SchedulerSilent as silent:
+            say(f"{silent}: it is taken that the job was cancelled")
+            return False
+        return any(f"{task.job}_{task.task}" == self.job and task.state == "RUNNING" for task in tasks)
+
+    def _vain(self, before: str) -> int:
+        """Time limits in a row, this one included, that came before a new step; 0 if this is none."""
+        end = _end_unix_s(self.job)
+        delay_s = 0 if self.record.profile is None else self.record.profile.signal_delay_s
+        if end is None or STOP.request is None or STOP.request.unix_s < end - delay_s - LIMIT_SLACK_S:
+            return 0  # a preemption: it may come at any time, and as often as it likes
+        file = self.folder / "lanes" / f"{self.job}.json"
+        tries = read_json(file, Tries) if file.exists() else Tries()
+        now = self._progress()
+        vain = tries.vain + 1 if now == before else 0
+        write_atomically(file, pretty_json(Tries(vain=vain, progress=now)))
+        return vain
+
+    def _progress(self) -> str:
+        return "; ".join(progress(RunDir(self.store, name)) for name in self.own)
+
+
+def _end_unix_s(job: str) -> float | None:
+    """When Slurm would end a job; None where it does not say."""
+    try:
+        text = ask(["squeue", "--noheader", f"--jobs={job}", "--format=%e"]).strip()
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except (SchedulerSilent, ValueError):
+        return None
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
