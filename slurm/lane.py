@@ -100,6 +100,7 @@ class _Lane:
             since_ns=self.record.since_ns,
             retry_diverged=self.record.retry_diverged,
             retry_given_up=self.record.retry_given_up,
+            retry_kinds=self.record.retry_kinds,
             lane=(chunk_file(self.folder, self.chunk.number), self.task),
         )
         before = self._progress()

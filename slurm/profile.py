@@ -25,6 +25,7 @@ class SlurmProfile(Spec, kw_only=True):
     starts the processes there with torchrun's variables (`torchrun`). `setup` lines run in the batch script
     before anything else, `environment` is set on top of what the submitting shell has, `sbatch` are further
     options of that command. A node on which `exclude_after` runs in a row ended without a word is left out.
+    `local_store` lets the store be in /tmp, which on a real cluster each node has of its own.
     """
 
     time: str | int
@@ -35,7 +36,7 @@ class SlurmProfile(Spec, kw_only=True):
     reservation: str | None = None
     gpus: bool = True
     gpu_type: str | None = None  # as in `--gpus-per-node=a100:1`
-    cpus_per_run: PositiveInt | None = None  # None: threads and decoders of all processes, and one more
+    cpus_per_run: PositiveInt | None = None  # None: threads of all processes, and decoders of streamed clips
     memory_gib_per_run: PositiveFloat | None = None  # None: what the site gives by itself
     signal_delay_s: PositiveInt = 120
     requeue: bool = True
@@ -50,6 +51,7 @@ class SlurmProfile(Spec, kw_only=True):
     setup: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     sbatch: dict[str, str | bool] = {}
+    local_store: bool = False
 
     @property
     def minutes(self) -> int:

@@ -160,8 +160,8 @@ def job_name(plan: str) -> str:
     return "salt-" + re.sub(r"[^\w.-]", "_", plan)
 
 
-def refuse_place(store: Path) -> None:
-    """Raise `UserError` for a store that the nodes would not find, or Slurm would read as a pattern."""
+def refuse_place(store: Path, profile: SlurmProfile) -> None:
+    """Raise `UserError` for a store that the nodes would not find, or whose name Slurm reads as a pattern."""
     place = store.absolute()
     if any(character in str(place) for character in "%\\\n'\""):
         raise UserError(
@@ -169,10 +169,10 @@ def refuse_place(store: Path) -> None:
             "folder (--store)"
         )
     for local in ("/tmp", "/var/tmp", "/dev/shm"):
-        if place.is_relative_to(local) and not os.environ.get("SALT_LOCAL_STORE"):
+        if place.is_relative_to(local) and not profile.local_store:
             raise UserError(
                 f"the store {place} is in {local}, which each node has of its own: choose a shared folder "
-                "(--store), or set SALT_LOCAL_STORE=1 if all nodes see this one"
+                "(--store), or set slurm: local_store: true in the site profile if all nodes see this one"
             )
 
 

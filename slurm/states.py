@@ -79,6 +79,7 @@ class Retry(Spec, kw_only=True):
     since_ns: int = 0
     diverged: bool = False
     given_up: bool = False
+    kinds: tuple[str, ...] = ()
 
     def held_against(self, folder: RunDir) -> RunError | None:
         """The error of a run, unless it is to be retried."""
@@ -108,6 +109,7 @@ def assess(
     since_ns: int = 0,
     retry_diverged: bool = False,
     retry_given_up: bool = False,
+    retry_kinds: tuple[str, ...] = (),
     known_done: Container[str] = (),
 ) -> dict[str, Standing]:
     """State of every run of a plan, in the plan's order (what a run begins from comes before it).
@@ -125,7 +127,9 @@ def assess(
         if run.run_id in known_done:
             standings[run.run_id] = Standing(run_id=run.run_id, state=State.DONE, trained=True)
         else:
-            retry = Retry(since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up)
+            retry = Retry(
+                since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up, kinds=retry_kinds
+            )
             try:
                 standings[run.run_id] = _stand(store, run, specs, standings, retry)
             except DamagedFile as damage:  # costs this run alone: the others are told of and sent

@@ -33,13 +33,19 @@ class Submission:
     since_ns: int  # errors older than this are retried
     retry_diverged: bool = False
     retry_given_up: bool = False
+    retry_kinds: tuple[str, ...] = ()
     code: Path | None = None
     lane: tuple[Path, int] | None = None
 
     @property
     def retry(self) -> Retry:
         """Which errors are let be."""
-        return Retry(since_ns=self.since_ns, diverged=self.retry_diverged, given_up=self.retry_given_up)
+        return Retry(
+            since_ns=self.since_ns,
+            diverged=self.retry_diverged,
+            given_up=self.retry_given_up,
+            kinds=self.retry_kinds,
+        )
 
     @property
     def folder(self) -> Path:
@@ -53,6 +59,7 @@ class Submission:
         command += ["--parent", str(os.getpid())]
         if self.lane is not None:
             command += ["--chunk", str(self.lane[0]), "--lane", str(self.lane[1])]
+        command += [f"--retry-kind={kind}" for kind in self.retry_kinds]
         command += ["--retry-diverged"] if self.retry_diverged else []
         return [*command, "--retry-given-up"] if self.retry_given_up else command
 

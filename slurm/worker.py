@@ -80,6 +80,7 @@ class Drain:
         since_ns: int = 0,
         retry_diverged: bool = False,
         retry_given_up: bool = False,
+        retry_kinds: tuple[str, ...] = (),
         poll_s: float = POLL_S,
         patience_s: float = PATIENCE_S,
         report: Callable[[str], None] = print,
@@ -91,7 +92,9 @@ class Drain:
         self._own = tuple(by_id[name] for name in (by_id if run_ids is None else run_ids))
         self.patience_s = patience_s
         self.execute = execute or _execute
-        self.retry = Retry(since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up)
+        self.retry = Retry(
+            since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up, kinds=retry_kinds
+        )
         self.poll_s = poll_s
         self.report = report
         self._names = run_names(plan)
@@ -117,6 +120,7 @@ class Drain:
                 since_ns=self.retry.since_ns,
                 retry_diverged=self.retry.diverged,
                 retry_given_up=self.retry.given_up,
+                retry_kinds=self.retry.kinds,
                 known_done=self._done,
             )
             done = {run_id for run_id, standing in standings.items() if standing.state is State.DONE}
@@ -301,6 +305,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--since-ns", type=int, default=0, help="errors older than this are retried")
     parser.add_argument("--retry-diverged", action="store_true")
     parser.add_argument("--retry-given-up", action="store_true")
+    parser.add_argument("--retry-kind", action="append", default=[])
     parser.add_argument("--chunk", type=Path, help="the file of an array of lanes; with --lane")
     parser.add_argument("--lane", type=int, help="take the runs of this lane of the chunk alone")
     parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
@@ -317,6 +322,7 @@ def main(argv: list[str]) -> int:
             since_ns=args.since_ns,
             retry_diverged=args.retry_diverged,
             retry_given_up=args.retry_given_up,
+            retry_kinds=tuple(args.retry_kind),
             report=_report_line,
         ).run()
     except KeyboardInterrupt:

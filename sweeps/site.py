@@ -8,7 +8,7 @@ the peak that training reaches (`utilisation`) is the one number that no data sh
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -126,6 +126,20 @@ def load_site(path: Path | str | None) -> SiteSpec:
     if problems:
         raise UserError("\n".join(f"{file}: {problem}" for problem in problems))
     return site
+
+
+def check_slurm(site: SiteSpec, changes: dict[str, Any], where: str) -> SiteSpec:
+    """The profile with keys of its section `slurm:` replaced.
+
+    Raises:
+        UserError: a key or a value that is none, or that contradicts the others; `where` names the place.
+    """
+    section = {**msgspec.to_builtins(site.slurm), **changes} if site.slurm is not None else changes
+    changed = decode({**msgspec.to_builtins(site), "slurm": section}, SiteSpec, f"{where}: ")
+    problems = _problems(changed)
+    if problems:
+        raise UserError("\n".join(f"{where}: {problem}" for problem in problems))
+    return changed
 
 
 def with_measured(site: SiteSpec, where: str, precision: str, flops_per_s: dict[str, float]) -> SiteSpec:

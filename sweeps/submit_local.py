@@ -1,0 +1,63 @@
+"""`salt-sweep submit --on local` and `--on inline`: how many workers, on which GPUs, in front or behind."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sweeps.command import print_json
+
+if TYPE_CHECKING:
+    from salt.plan_specs import Plan
+    from slurm.submission import Submission
+
+
+def workers_for(args: argparse.Namespace, plan: Plan, missing: int) -> int:
+    """Worker processes: as asked, else one for each group of GPUs, or of processors where none are used.
+
+    Never more than there are runs to do.
+    """
+    execution = plan.execution
+    wanted: int
+    if args.workers is not None:
+        wanted = args.workers
+    elif execution.device.startswith("cuda"):
+        from slurm.gpus import visible_gpus
+
+        wanted = len(visible_gpus()) // execution.processes
+    else:
+        wanted = (os.cpu_count() or 1) // (execution.threads * execution.processes)
+    return max(1, min(wanted, missing))
+
+
+def run_here(args: argparse.Namespace, submission: Submission, workers: int) -> int:
+    """Run a plan in this process, by worker processes, or by a process that is left behind; the exit code."""
+    if args.on == "inline":
+        from slurm.inline import run_inline
+
+        return run_inline(submission)
+    from slurm.local import run_local
+    from slurm.snapshot import take_snapshot
+
+    devices: list[str] = []
+    if submission.plan.execution.device == "cuda":
+        from slurm.gpus import groups, visible_gpus
+
+        devices = groups(visible_gpus(), submission.plan.execution.processes, workers)
+    submission = replace(submission, code=take_snapshot(submission.store).folder)
+    if not args.detach:
+        return run_local(submission, workers, devices=devices)
+    from slurm.detached import start_detached
+
+    record = start_detached(submission, workers, devices)
+    folder = submission.folder / record.submission
+    if args.json:
+        print_json({"plan": record.plan, "submission": record.submission, "process": record.process})
+    else:
+        print(
+            f"plan {record.plan}: {workers} workers run on as process {record.process}; its log: "
+            f"{folder / 'local.log'}; `salt-sweep status --watch` follows, `salt-sweep cancel` stops it"
+        )
+    return 0
