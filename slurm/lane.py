@@ -20,6 +20,7 @@ from salt.signals import STOP, heeding
 from salt.specs import NonNegativeInt, Spec
 from salt.store import RunDir, pretty_json, read_json, write_atomically
 from slurm.fleet import Fleet
+from slurm.multinode import LAYOUT_VARIABLE
 from slurm.records import Chunk, SubmissionRecord, chunk_file, lanes_of, read_chunk, read_record
 from slurm.records import chunks as sent_chunks
 from slurm.scheduler import SchedulerSilent, ask, queue
@@ -103,6 +104,9 @@ class _Lane:
             retry_kinds=self.record.retry_kinds,
             lane=(chunk_file(self.folder, self.chunk.number), self.task),
         )
+        request_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        if request_nodes > 1 and self.record.profile is not None:
+            os.environ[LAYOUT_VARIABLE] = self.record.profile.layout
         before = self._progress()
         fleet = Fleet(submission, self.record.workers, logs=self.folder / "workers", name=f"{self.job}-w")
         try:

@@ -1,7 +1,8 @@
-"""One run trained by several processes of this machine, under the worker that holds its claim.
+"""One run trained by several processes, under the worker that holds its claim.
 
 `python -m slurm.ranks JOB` is one of them. They find each other by torchrun's variables, so that `salt.world`
-sees no difference; but they end with their worker, which torchrun's agent does not.
+sees no difference; but they end with their worker, which torchrun's agent does not. How they come to be on
+several nodes is in `slurm.multinode`.
 """
 
 from __future__ import annotations
@@ -9,21 +10,32 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from salt.attempts import progress
 from salt.errors import Interrupted, RunFailed, UserError
 from salt.failures import as_failure, ended_how
 from salt.plan_specs import PlannedRun
+from salt.processes import lives
 from salt.signals import STOP, held_back, install
 from salt.specs import ExecSpec, ProbeSpec, Spec
 from salt.store import RunDir, pretty_json, read_json, write_atomically
+from slurm.multinode import (
+    first_rank,
+    is_first_node,
+    leader_name,
+    meeting_point,
+    nodes_of_job,
+    own_rank,
+    step_command,
+    this_node,
+)
+from slurm.submission import worker_environment
 
 #: After one process failed, the others have this long to end by themselves.
 GRACE_S = 30.0
@@ -101,22 +113,30 @@ def _error_files(job: Path) -> list[Path]:
 
 
 def _start(job: Path, execution: ExecSpec) -> list[subprocess.Popen[bytes]]:
-    from slurm.submission import worker_environment
+    """Start all processes of a run; over several nodes srun is started, and it alone is watched."""
+    if nodes_of_job(os.environ) == 1:
+        return _start_here(job, execution, meeting_point("127.0.0.1"))
+    command = step_command(job, execution, os.environ, leader_name())
+    world = {**meeting_point(this_node(os.environ)), "WORLD_SIZE": str(execution.processes)}
+    environment = {**worker_environment(execution.threads), **world}
+    with held_back():
+        return [subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)]
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+
+def _start_here(
+    job: Path, execution: ExecSpec, meet: Mapping[str, str], first: int = 0, count: int | None = None
+) -> list[subprocess.Popen[bytes]]:
+    """Start processes of a run on this machine: `count` of them (default: all), from rank `first` on."""
     command = [sys.executable, "-P", "-m", "slurm.ranks", str(job), "--parent", str(os.getpid())]
-    meet = {"WORLD_SIZE": str(execution.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    own = worker_environment(execution.threads)
+    own = {**worker_environment(execution.threads), **meet, "WORLD_SIZE": str(execution.processes)}
     with held_back():
         return [
             subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                env={**own, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                env={**own, "RANK": str(first + local), "LOCAL_RANK": str(local)},
             )
-            for rank in range(execution.processes)
+            for local in range(execution.processes if count is None else count)
         ]
 
 
@@ -137,7 +157,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
             told = True
             for process in ranks:
                 if process.poll() is None:
-                    process.send_signal(signal.SIGTERM)
+                    process.send_signal(signal.SIGUSR1)  # which srun passes on; SIGTERM would end its tasks
             deadline = time.monotonic() + STOP.left_s()
         if all(code is not None for code in codes):
             return [code or 0 for code in codes]
@@ -166,11 +186,37 @@ def main(argv: list[str]) -> int:
     """Exit code 0 when the run is done, 1 when it failed, 130 when it was stopped."""
     parser = argparse.ArgumentParser(prog="slurm.ranks", description="One of several that train a run.")
     parser.add_argument("job", type=Path)
-    parser.add_argument("--parent", type=int, required=True, help="stop when this is no longer the parent")
+    parser.add_argument("--parent", type=int, help="stop when this is no longer the parent")
+    parser.add_argument("--leader", help="a task of srun: stop when this process of the first node is gone")
+    parser.add_argument("--share", type=int, help="start so many processes here, this node's share")
     arguments = parser.parse_args(argv)
     install()
-    threading.Thread(target=_end_with_parent, args=(arguments.parent,), daemon=True).start()
-    job = read_json(arguments.job, Job)
+    if arguments.parent is not None:
+        _end_when(lambda: os.getppid() != arguments.parent)
+    elif is_first_node(os.environ):
+        pid, _, started = arguments.leader.partition(":")
+        _end_when(lambda: not lives(int(pid), started or None))
+    if arguments.share is not None:
+        return _share_of_node(arguments.job, arguments.share)
+    if arguments.leader is not None:
+        os.environ.update(own_rank(os.environ))
+    return _one_rank(arguments.job)
+
+
+def _share_of_node(path: Path, share: int) -> int:
+    """Start this node's processes and wait for them; the code of one that failed, if any."""
+    job = read_json(path, Job)
+    meet = {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
+    ranks = _start_here(path, job.execution, meet, first_rank(os.environ, share), share)
+    try:
+        codes = _wait(ranks)
+    finally:
+        _stop(ranks)
+    return max((abs(code) for code in codes), default=0)
+
+
+def _one_rank(path: Path) -> int:
+    job = read_json(path, Job)
     from salt.run import execute
 
     rank = int(os.environ["RANK"])
@@ -183,18 +229,21 @@ def main(argv: list[str]) -> int:
         failure = as_failure(error)
         print(f"rank {rank}: {failure}", file=sys.stderr, flush=True)
         record = RankError(rank=rank, kind=failure.kind, message=str(failure))
-        beside = arguments.job.with_name(f"{arguments.job.stem}-rank-{rank}.json")
+        beside = path.with_name(f"{path.stem}-rank-{rank}.json")
         write_atomically(beside, pretty_json(record))
         return 1
     return 0
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_when(gone: Callable[[], bool]) -> None:
     """End this process as soon as its worker is gone: the claim went with it, so nothing may be saved."""
-    from slurm.worker import wait_for_end
 
-    wait_for_end(parent)
-    os._exit(1)
+    def watch() -> None:
+        while not gone():
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
