@@ -74,12 +74,18 @@ def begin_attempt(run: RunDir, about: Attempt) -> int:
     return len(attempts)
 
 
-def end_attempt(run: RunDir, ended: str, message: str | None = None) -> None:
-    """Note how the last attempt ended: `done`, `stopped` or the kind of its error, with its message."""
+def end_attempt(run: RunDir, ended: str, message: str | None = None, *, smaller: str | None = None) -> None:
+    """Note how the last attempt ended: `done`, `stopped` or the kind of its error, with its message.
+
+    `smaller` is the setting that the next one takes after a lack of memory; then it is not held against the
+    run.
+    """
     require_folder(run.path)  # a store that went away is not made anew
     attempts = read_attempts(run)
     if attempts:
         attempts[-1] |= {"ended": ended, "message": message}
+        if smaller is not None:
+            attempts[-1]["smaller"] = smaller
         _write(run, attempts)
 
 
@@ -92,14 +98,14 @@ def was_stopped(run: RunDir) -> bool:
 def fruitless(run: RunDir, since_ns: int = 0) -> Fruitless:
     """Attempts in a row that began where the run still is, those before `since_ns` (Unix time) left out.
 
-    Attempts that were asked to stop neither count nor end the row. The caller sees to it that none is under
-    way.
+    Attempts that were asked to stop, or after which a smaller setting was tried for want of memory, neither
+    count nor end the row. The caller sees to it that none is under way.
     """
     here, found = progress(run), []
     for attempt in reversed(read_attempts(run)):
         if attempt.get("from") != here or _began_ns(attempt) < since_ns:
             break
-        if attempt.get("ended") not in HARMLESS:
+        if attempt.get("ended") not in HARMLESS and not attempt.get("smaller"):
             found.append(attempt)
     hosts = dict.fromkeys(attempt.get("host") or "an unknown host" for attempt in found)
     last = next((attempt["message"] for attempt in found if attempt.get("message")), None)

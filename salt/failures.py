@@ -60,8 +60,13 @@ def kind_of(error: Exception, text: str) -> str:
     return "ranks" if _LOST_RANKS.search(text) else "code"
 
 
+def speaks_of_device_memory(text: str) -> bool:
+    """Whether a message of kind `oom` is about a device's memory, not about the host's."""
+    return _DEVICE_MEMORY.search(text) is not None
+
+
 def _memory_way_out(text: str) -> str:
-    if _DEVICE_MEMORY.search(text):
+    if speaks_of_device_memory(text):
         return (
             "the device's memory is full: lower execution: micro_batch_clips, set recompute: true, or take "
             "more processes with sharding"

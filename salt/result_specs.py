@@ -93,6 +93,7 @@ class RunResult(Spec, kw_only=True):
     burnt_steps: int | None = None  # trained once more after a kill or a failure; None: not known
     burnt_flops: int | None = None
     burnt_wall_s: float | None = None
+    peak_memory_bytes: int | None = None  # rank 0's, see `salt.hardware`; None: another attempt trained last
     lists: tuple[ListSeen, ...] = ()
 
 

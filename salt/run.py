@@ -19,10 +19,12 @@ from salt.disk import remove_leftovers, require_folder
 from salt.errors import ClaimLost, Interrupted, RunFailed, UserError
 from salt.failures import as_failure
 from salt.flops import run_cost
+from salt.hardware import forget_peak, hardware, peak_memory_bytes
 from salt.plan_specs import PlannedRun
 from salt.problems import run_problems
 from salt.result_specs import ListSeen, RunError, RunResult
 from salt.signals import STOP
+from salt.smaller import need_of
 from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 
@@ -69,7 +71,11 @@ def execute(
     check_sinks(execution)
     torch.set_num_threads(execution.threads)
     with join(execution, processes=processes) as world:
-        attempt = world.share(world.on_main(lambda: _begin(run, planned.spec)))
+        device = str(world.device)
+        here = msgspec.structs.replace(execution, processes=world.size)
+        attempt = world.share(world.on_main(lambda: _begin(run, planned.spec, here, device)))
+        trains = planned.spec.steps > 0 and not run.artefact.exists()
+        forget_peak(device)
         try:
             _train(run, planned, execution, attempt, warn, world, from_start=from_start)
         except Exception as error:
@@ -77,7 +83,7 @@ def execute(
     if not world.main:
         return
     try:
-        _probe_and_finish(run, planned, probes, execution, attempt)
+        _probe_and_finish(run, planned, probes, execution, attempt, device if trains else None)
     except Exception as error:
         raise _ended(run, attempt, error, main=True) from error
     end_attempt(run, "done")
@@ -147,7 +153,9 @@ def _probe_and_finish(
     probes: Mapping[str, ProbeSpec],
     execution: ExecSpec,
     attempt: int,
+    trained_on: str | None,
 ) -> None:
+    """`trained_on` is the device on which this attempt trained, None if it found the run trained."""
     spec = planned.spec
     encoder: Encoder | None = None
     branch, digest = "raw", ""
@@ -176,12 +184,15 @@ def _probe_and_finish(
         )
         write_atomically(run.probe(probe_id), pretty_json(result))
     if not run.result.exists():
-        write_atomically(run.result, pretty_json(_result(run, planned, attempt)))
+        peak = None if trained_on is None else peak_memory_bytes(trained_on)
+        write_atomically(run.result, pretty_json(_result(run, planned, attempt, peak)))
     run.error.unlink(missing_ok=True)
 
 
-def _result(run: RunDir, planned: PlannedRun, attempt: int) -> RunResult:
-    """What the run's files say, whichever attempt wrote them: a kill before this loses nothing of it."""
+def _result(run: RunDir, planned: PlannedRun, attempt: int, peak: int | None) -> RunResult:
+    """What the run's files say, whichever attempt wrote them: a kill before this loses nothing of it but the
+    peak of memory.
+    """
     from salt.artefact import read_about
     from salt.metrics import read_metrics
     from salt.seen import seen
@@ -216,18 +227,20 @@ def _result(run: RunDir, planned: PlannedRun, attempt: int) -> RunResult:
         unique_clips=drawn.unique_clips,
         epochs=drawn.epochs,
         max_repeats=drawn.max_repeats,
+        peak_memory_bytes=peak,
         lists=tuple(msgspec.convert(item, ListSeen, from_attributes=True) for item in drawn.lists),
     )
 
 
-def _begin(run: RunDir, spec: RunSpec) -> int:
+def _begin(run: RunDir, spec: RunSpec, execution: ExecSpec, device: str) -> int:
     """Write spec and provenance; returns the number of this attempt, from 1."""
     if run.spec.exists():
         run.require_spec(spec)
     else:
         write_atomically(run.spec, pretty_json(spec))
     remove_leftovers(run.path)
-    attempt = begin_attempt(run, _provenance())
+    about = {"hardware": hardware(device), **need_of(spec, execution).about()}
+    attempt = begin_attempt(run, {**_provenance(), **about})
     run.error.unlink(missing_ok=True)  # what it said stays in env.json
     return attempt
 

@@ -13,6 +13,7 @@ from salt.plan_specs import Plan, PlannedRun
 from salt.result_specs import RunError
 from salt.specs import RunSpec, Spec
 from salt.store import DamagedFile, RunDir
+from slurm.causes import class_of
 
 
 class State(StrEnum):
@@ -73,7 +74,8 @@ class Retry(Spec, kw_only=True):
     """Which errors a submission lets be: those before `since_ns` (file clock, nanoseconds), with exceptions.
 
     Runs that diverged, or were given up after several attempts without a new step, are retried only if that
-    was asked for.
+    was asked for. With `kinds` only errors of these classes (`slurm.causes`) are retried, then also of runs
+    that were given up.
     """
 
     since_ns: int = 0
@@ -92,13 +94,15 @@ class Retry(Spec, kw_only=True):
         ahead = written_ns > time.time_ns() + CLOCK_SLACK_NS
         if error is None or (written_ns >= self.since_ns and not ahead):
             return error
+        if self.kinds and class_of(error, read_attempts(folder)) not in self.kinds:
+            return error
         if error.kind == "diverged":
-            return None if self.diverged else error
+            return None if self.diverged or self.kinds else error
         return None if self.given_up_after(folder) is None else error
 
     def given_up_after(self, folder: RunDir) -> Fruitless | None:
         """The attempts after which a run is given up; None if it may have another."""
-        vain = fruitless(folder, self.since_ns if self.given_up else 0)
+        vain = fruitless(folder, self.since_ns if self.given_up or self.kinds else 0)
         return vain if vain.count >= attempts_allowed() else None
 
 
@@ -118,10 +122,12 @@ def assess(
         since_ns: an error written before this time (file clock, nanoseconds) is to be retried, so the run
             counts as pending. retry_diverged: the same for runs that diverged, which else count as diverged
             whenever it was. retry_given_up: the same for runs that were given up; then attempts before
-            `since_ns` are not held against them. known_done: runs that were seen complete already; they are
-            not looked at again.
+            `since_ns` are not held against them. retry_kinds: only errors of these classes are retried, those
+            of runs that were given up or diverged too. known_done: runs that were seen complete already; they
+            are not looked at again.
     """
     standings: dict[str, Standing] = {}
+    retry = Retry(since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up, kinds=retry_kinds)
     specs = {run.run_id: run.spec for run in plan.runs}
     for run in plan.runs:
         if run.run_id in known_done:
