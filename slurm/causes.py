@@ -98,9 +98,9 @@ def speaks_of_machine(message: str | None) -> bool:
     return message is not None and _MACHINE.search(message) is not None
 
 
-def again(kind: str) -> Again:
+def again(kind: str | None) -> Again:
     """Whether an error of this kind is retried by itself; one that is not known is not."""
-    cause = CAUSES.get(kind)
+    cause = None if kind is None else CAUSES.get(kind)
     return Again.NEVER if cause is None else cause.again
 
 

@@ -8,8 +8,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from slurm.durations import spoken
 from slurm.lane import LaneTask
 from slurm.lanes import Array, dependency
 from slurm.names import run_names
+from slurm.nodes import BadNode
 from slurm.profile import SlurmProfile
 from slurm.proposal import Proposal
 from slurm.records import (
@@ -54,7 +55,7 @@ class ClusterJob:
     processes_per_node: int
     proposal: Proposal
     code: Path
-    exclude: tuple[str, ...] = ()
+    bad_nodes: Mapping[str, BadNode] = field(default_factory=dict)
     workers: int = 1
     since_ns: int = 0
     retry_diverged: bool = False
@@ -81,7 +82,7 @@ class ClusterJob:
             store=self.store,
             tasks=len(chunk.lanes),
             dependency=dependency(chunk.after, tasks_of),
-            exclude=self.exclude,
+            exclude=sorted(self.bad_nodes),
         )
 
 

@@ -21,6 +21,8 @@ from salt.specs import NonNegativeInt, Spec
 from salt.store import RunDir, pretty_json, read_json, write_atomically
 from slurm.fleet import Fleet
 from slurm.multinode import LAYOUT_VARIABLE
+from slurm.names import run_names
+from slurm.nodes import bad_nodes, node_table
 from slurm.records import Chunk, SubmissionRecord, chunk_file, lanes_of, read_chunk, read_record
 from slurm.records import chunks as sent_chunks
 from slurm.scheduler import SchedulerSilent, ask, queue
@@ -31,8 +33,8 @@ from slurm.worker import RUNS_FAILED, part_of
 WATCH_EVERY_S = 0.5
 #: Signals by which Slurm warns. SIGTERM may be somebody's `scancel`.
 WARNINGS = ("SIGUSR1", "SIGUSR2")
-#: A warning this close to the end is that of the time limit (Slurm sends it up to a minute early).
-LIMIT_SLACK_S = 120.0
+#: Slurm sends the warning of a time limit up to a minute early (sbatch's manual, `--signal`).
+LIMIT_SLACK_S = 90.0
 #: Seconds for `scontrol requeue`, from what is left after the workers have saved.
 REQUEUE_S = 15.0
 
@@ -69,7 +71,9 @@ def run_lane(store: Path, plan_name: str, submission: str, chunk_number: int) ->
         if chunk.prepares:
             return _prepare(store, plan)
         lane = _Lane(store, part_of(plan, chunk.lanes[task].runs), folder, record, chunk, task, job)
-        return lane.run()
+        ended = lane.run()
+        say(ended)
+        return ended
 
 
 def _prepare(store: Path, plan: Plan) -> str:
@@ -89,6 +93,7 @@ class _Lane:
     task: int
     job: str
     told: int = 0  # deaths of workers that have been said
+    ends_unix_s: float | None = None  # by the time limit, as known at the start
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -107,8 +112,8 @@ class _Lane:
         request_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         if request_nodes > 1 and self.record.profile is not None:
             os.environ[LAYOUT_VARIABLE] = self.record.profile.layout
-        before = self._progress()
-        fleet = Fleet(submission, self.record.workers, logs=self.folder / "workers", name=f"{self.job}-w")
+        before, self.ends_unix_s = self._progress(), _end_unix_s(self.job)
+        fleet = Fleet(submission, self.record.workers, logs=self.folder / "workers", name=self.job)
         try:
             fleet.start()
             while fleet.watch() and not STOP.requested:
@@ -125,19 +130,39 @@ class _Lane:
         self.told = len(fleet.deaths)
 
     def _end(self, before: str) -> str:
-        standings = assess(self.store, self.plan, since_ns=self.record.since_ns)
+        standings = assess(self.store, self.plan, since_ns=self.record.since_ns, retry_machine=True)
         left = [name for name in self.own if standings[name].state not in (State.DONE, *STUCK)]
         failed = [name for name in self.own if standings[name].state in STUCK]
         if left and STOP.request is not None:
             return self._again(f"stopped ({STOP.request.signal_name})", before)
         if left and self._others_work_on(left):
             return self._again("what is left waits for other lanes", None)
+        broken = [name for name in left if RunDir(self.store, name).error.exists()]
+        if broken:  # errors about the machine: all others are failures
+            self._avoid_bad_nodes()
+            return self._again(f"the machine failed {', '.join(broken)}", None)
         for name in left:
             say(f"{name} is left: {standings[name].state}")
         if failed:
             say(f"{len(failed)} of {len(self.own)} runs failed: {', '.join(failed)}")
             sys.exit(RUNS_FAILED)
         return f"{len(left)} of {len(self.own)} runs left" if left else "all runs done"
+
+    def _avoid_bad_nodes(self) -> None:
+        """Leave out nodes on which runs keep ending, this one perhaps, when the lane is started again."""
+        profile = self.record.profile
+        whole = read_plan(self.store, self.plan.name)
+        bad = bad_nodes(self.store, whole, profile.exclude_after) if profile is not None else {}
+        if profile is None or not bad:
+            return
+        names = ",".join(dict.fromkeys([*profile.exclude, *sorted(bad)]))
+        for line in node_table(bad, {name: str(each) for name, each in run_names(whole).items()}):
+            say(line)
+        try:
+            ask(["scontrol", "update", f"jobid={self.job}", f"ExcNodeList={names}"], REQUEUE_S)
+            say(f"started again on other nodes than {names}")
+        except SchedulerSilent as silent:
+            say(f"nodes {names} could not be left out: {silent}")
 
     def _others_work_on(self, left: list[str]) -> bool:
         """Whether another lane of the plan that is in the queue has what these runs wait for."""
@@ -183,9 +208,7 @@ class _Lane:
 
     def _vain(self, before: str) -> int:
         """Time limits in a row, this one included, that came before a new step; 0 if this is none."""
-        end = _end_unix_s(self.job)
-        delay_s = 0 if self.record.profile is None else self.record.profile.signal_delay_s
-        if end is None or STOP.request is None or STOP.request.unix_s < end - delay_s - LIMIT_SLACK_S:
+        if not self._by_time_limit():
             return 0  # a preemption: it may come at any time, and as often as it likes
         file = self.folder / "lanes" / f"{self.job}.json"
         tries = read_json(file, Tries) if file.exists() else Tries()
@@ -193,6 +216,14 @@ class _Lane:
         vain = tries.vain + 1 if now == before else 0
         write_atomically(file, pretty_json(Tries(vain=vain, progress=now)))
         return vain
+
+    def _by_time_limit(self) -> bool:
+        """Whether the warning was that of the time limit: a preemption moves the end of a job forward."""
+        end, asked = self.ends_unix_s, STOP.request
+        if end is None or asked is None or _end_unix_s(self.job) != end:
+            return False
+        delay_s = 0 if self.record.profile is None else self.record.profile.signal_delay_s
+        return asked.unix_s >= end - delay_s - LIMIT_SLACK_S
 
     def _progress(self) -> str:
         return "; ".join(progress(RunDir(self.store, name)) for name in self.own)

@@ -13,7 +13,7 @@ from salt.plan_specs import Plan, PlannedRun
 from salt.result_specs import RunError
 from salt.specs import RunSpec, Spec
 from salt.store import DamagedFile, RunDir
-from slurm.causes import class_of
+from slurm.causes import Again, again, class_of
 
 
 class State(StrEnum):
@@ -75,13 +75,15 @@ class Retry(Spec, kw_only=True):
 
     Runs that diverged, or were given up after several attempts without a new step, are retried only if that
     was asked for. With `kinds` only errors of these classes (`slurm.causes`) are retried, then also of runs
-    that were given up.
+    that were given up. With `machine` an error about the machine is let be within the attempts allowed: a
+    lane that is queued again may get another one.
     """
 
     since_ns: int = 0
     diverged: bool = False
     given_up: bool = False
     kinds: tuple[str, ...] = ()
+    machine: bool = False
 
     def held_against(self, folder: RunDir) -> RunError | None:
         """The error of a run, unless it is to be retried."""
@@ -92,6 +94,10 @@ class Retry(Spec, kw_only=True):
             return None  # none, or removed just now by the next attempt
         # One of the future was written before the clock was set back: no attempt of this submission is it.
         ahead = written_ns > time.time_ns() + CLOCK_SLACK_NS
+        if error is not None and self.machine:
+            cause = class_of(error, read_attempts(folder))
+            if again(cause) is Again.COUNTED:
+                return None if self.given_up_after(folder) is None else error
         if error is None or (written_ns >= self.since_ns and not ahead):
             return error
         if self.kinds and class_of(error, read_attempts(folder)) not in self.kinds:
@@ -114,6 +120,7 @@ def assess(
     retry_diverged: bool = False,
     retry_given_up: bool = False,
     retry_kinds: tuple[str, ...] = (),
+    retry_machine: bool = False,
     known_done: Container[str] = (),
 ) -> dict[str, Standing]:
     """State of every run of a plan, in the plan's order (what a run begins from comes before it).
@@ -123,11 +130,18 @@ def assess(
             counts as pending. retry_diverged: the same for runs that diverged, which else count as diverged
             whenever it was. retry_given_up: the same for runs that were given up; then attempts before
             `since_ns` are not held against them. retry_kinds: only errors of these classes are retried, those
-            of runs that were given up or diverged too. known_done: runs that were seen complete already; they
+            of runs that were given up or diverged too. retry_machine: errors about the machine, whenever they
+            were. known_done: runs that were seen complete already; they
             are not looked at again.
     """
     standings: dict[str, Standing] = {}
-    retry = Retry(since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up, kinds=retry_kinds)
+    retry = Retry(
+        since_ns=since_ns,
+        diverged=retry_diverged,
+        given_up=retry_given_up,
+        kinds=retry_kinds,
+        machine=retry_machine,
+    )
     specs = {run.run_id: run.spec for run in plan.runs}
     for run in plan.runs:
         if run.run_id in known_done:

@@ -31,6 +31,7 @@ from salt.result_specs import RunError
 from salt.signals import STOP, grace_s, heeding, install
 from salt.specs import ExecSpec, ProbeSpec
 from salt.store import DamagedFile, RunDir, pretty_json, read_json, write_atomically
+from slurm.fitting import execute_within_memory
 from slurm.names import run_names
 from slurm.states import ACTIVE, READY, STUCK, Retry, State, assess
 from slurm.status import last_step
@@ -93,7 +94,11 @@ class Drain:
         self.patience_s = patience_s
         self.execute = execute or _execute
         self.retry = Retry(
-            since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up, kinds=retry_kinds
+            since_ns=since_ns,
+            diverged=retry_diverged,
+            given_up=retry_given_up,
+            kinds=retry_kinds,
+            machine=self.lane,
         )
         self.poll_s = poll_s
         self.report = report
@@ -121,6 +126,7 @@ class Drain:
                 retry_diverged=self.retry.diverged,
                 retry_given_up=self.retry.given_up,
                 retry_kinds=self.retry.kinds,
+                retry_machine=self.retry.machine,
                 known_done=self._done,
             )
             done = {run_id for run_id, standing in standings.items() if standing.state is State.DONE}
@@ -176,7 +182,15 @@ class Drain:
             self.report(f"start {name} ({run.run_id})")
             started = time.monotonic()
             try:
-                self.execute(self.store, run, self._probes_of(run), self.plan.execution)
+                execute_within_memory(
+                    self.execute,
+                    self.store,
+                    run,
+                    self._probes_of(run),
+                    self.plan.execution,
+                    self.report,
+                    since_ns=self.retry.since_ns if self.retry.kinds or self.retry.given_up else 0,
+                )
             except ClaimLost as lost:
                 self.report(f"{name} ({run.run_id}): {lost}")
                 return True

@@ -14,6 +14,7 @@ from sweeps.diff_cli import add_diff
 from sweeps.ledger import add_ledger
 from sweeps.plan_cli import add_plan
 from sweeps.recipe_cli import add_recipe
+from sweeps.retry_cli import add_retry
 from sweeps.submit_cli import add_submit
 
 
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_plan(commands)
     add_submit(commands)
+    add_retry(commands)
     _add_status(commands)
     add_diff(commands)
     add_ledger(commands)

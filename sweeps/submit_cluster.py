@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from salt.errors import UserError, shown
+from salt.errors import UserError
 from sweeps.command import print_json
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def profile_of(args: argparse.Namespace, store: Path, plan: Plan) -> tuple[SiteS
     if site is None or site.slurm is None:
         what = f"{where}: no section `slurm:`" if site is not None else "no site profile is named"
         raise UserError(
-            f"--on slurm: {what}: `salt-sweep site init --write site.yaml` proposes one; then --site site.yaml, "
-            "or SALT_SITE, or `site:` in the study file"
+            f"--on slurm: {what}: `salt-sweep site init --write site.yaml` proposes one; then --site "
+            "site.yaml, or SALT_SITE, or `site:` in the study file"
         )
     if not args.slurm:
         return site, site.slurm
@@ -99,16 +99,17 @@ def _prepare(
     only: frozenset[str] | None,
 ) -> ClusterJob:
     """Everything that is known before anything is sent."""
+    from slurm.profile_checks import lane_minutes
+    from slurm.snapshot import take_snapshot
+
     from slurm.cluster import ClusterJob
     from slurm.lanes import Wishes
     from slurm.nodes import bad_nodes
     from slurm.prepare import clips_ready
-    from slurm.profile_checks import lane_minutes
     from slurm.proposal import find_limits, propose
     from slurm.records import chunks, with_jobs
     from slurm.refusals import with_way_out
     from slurm.scheduler import MUST_S, SchedulerSilent, queue
-    from slurm.snapshot import take_snapshot
     from slurm.states import assess
     from sweeps.estimates import estimate, refuse_hours
 
@@ -156,7 +157,7 @@ def _prepare(
         processes_per_node=site.gpus_per_node,
         proposal=proposal,
         code=store / "jobs" / "code" / "SNAPSHOT" if args.dry_run else take_snapshot(store).folder,
-        exclude=tuple(sorted(bad)),
+        bad_nodes=bad,
         workers=workers,
         since_ns=submission.since_ns,
         retry_diverged=submission.retry_diverged,
@@ -213,7 +214,7 @@ def _facts(job: ClusterJob) -> dict[str, Any]:
         "arrays": len(proposal.arrays) + proposal.prepares,
         "planned_flops": sum(cost[name] for name in sent),
         "gpu_hours": job.gpu_hours,
-        "excluded_nodes": list(job.exclude),
+        "excluded_nodes": sorted(job.bad_nodes),
         "request": msgspec.to_builtins(job.request()),
     }
 
@@ -251,9 +252,18 @@ def _lines(job: ClusterJob, facts: dict[str, Any]) -> list[str]:
             f"{facts['left_out']} runs are left out: the cluster takes no more jobs of yours at once; submit "
             "again when some have ended"
         )
-    if job.exclude:
-        lines.append(f"left out after failures: {', '.join(shown(node) for node in job.exclude)}")
-    return lines
+    return lines + _nodes(job)
+
+
+def _nodes(job: ClusterJob) -> list[str]:
+    """Which nodes are left out after failures, and what happened there."""
+    from slurm.names import run_names
+    from slurm.nodes import node_table
+
+    if not job.bad_nodes:
+        return []
+    names = {name: str(each) for name, each in run_names(job.plan).items()}
+    return ["left out after failures:", *node_table(job.bad_nodes, names)]
 
 
 def _print(args: argparse.Namespace, facts: dict[str, Any], jobs: list[str]) -> None:

@@ -38,8 +38,9 @@ def run_here(args: argparse.Namespace, submission: Submission, workers: int) -> 
         from slurm.inline import run_inline
 
         return run_inline(submission)
-    from slurm.local import run_local
     from slurm.snapshot import take_snapshot
+
+    from slurm.local import run_local
 
     devices: list[str] = []
     if submission.plan.execution.device == "cuda":
