@@ -25,6 +25,8 @@ from salt.store import RunDir, pretty_json, write_atomically
 from slurm import gpus
 from slurm.fitting import execute_within_memory
 from slurm.packing import CONTEXT_BYTES, runs_that_fit
+from slurm.states import State, assess
+from slurm.worker import Drain
 from tests.arms_kit import GROUPED, Store, data_of, run_spec, write_clips
 from tests.drain_kit import finish, planned
 
@@ -157,6 +159,21 @@ def test_with_nothing_smaller_left_it_says_what_was_tried_and_counts_once(
             fitted(store, spec)
     assert len(read_attempts(run)) == 6
     assert fruitless(run).count == 2
+
+
+def test_a_worker_lets_a_run_shrink_and_goes_on_after_one_that_cannot(videos: Path, tmp_path: Path) -> None:
+    spec = spec_of(videos, steps=2)
+    for room, state in ((4, State.DONE), (0, State.FAILED)):
+        store = Store(tmp_path / str(room), (videos,))
+        store.plan("one", [spec])
+        plan, told = read_plan(store.path, "one"), list[str]()
+        with room_for(room):
+            Drain(store.path, plan, execute=running.execute, report=told.append).run()
+        standing = assess(store.path, plan)[spec_id(spec)]
+        assert standing.state == state, told  # one lack of memory at the smallest is not yet given up
+        if standing.error is not None:
+            assert standing.error.restarts_without_progress == 1
+            assert standing.error.message.count("then micro_batch_clips 1 with recompute") == 1
 
 
 def test_what_no_smaller_setting_helps_is_not_tried_again(tmp_path: Path, videos: Path) -> None:
