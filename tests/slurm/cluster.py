@@ -22,10 +22,9 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
-import psutil
 
 from tests.slurm import guard, hosts, packages
-from tests.slurm.daemons import Daemons, end
+from tests.slurm.daemons import Daemons, end, parents_of, with_children
 from tests.slurm.settings import Layout, listens, new_layout, write_all
 from tests.slurm.waiting import wait_for
 
@@ -103,7 +102,7 @@ class Cluster:
             # The daemons first, so that nothing new is started meanwhile. They are not asked: what they would
             # save goes away with the folder.
             while left := daemons.all() or daemons.jobs():
-                end(_with_children(left), kill=True)
+                end(with_children(left), kill=True)
             daemons.forget_all()
             hosts.remove(self.folder)
             shutil.rmtree(self.folder)
@@ -159,10 +158,9 @@ class Cluster:
         """Let a node die, with all that runs on it. Slurm takes a minute to notice."""
         self.daemons.kill(name)
         jobs = self.daemons.jobs(name)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            parents = {parent for job in jobs for parent in job.parents()}
-            own = set(self.daemons.all()) & parents
-            jobs += [process for process in own if "slurmstepd" in " ".join(process.cmdline())]
+        above = {parent for job in jobs for parent in parents_of(job)}
+        # Those that look after the jobs first, or they would report their end.
+        end([process for process in self.daemons.all() if process in above], kill=True)
         end(jobs, kill=True)
 
     # --- Slurm's commands
@@ -351,12 +349,3 @@ def _alone() -> Iterator[None]:
     with open(LOCK, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _with_children(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Processes and all below them: a job may have cleared the environment of what it started."""
-    found = dict.fromkeys(processes)
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found |= dict.fromkeys(process.children(recursive=True))
-    return list(found)

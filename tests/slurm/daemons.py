@@ -97,9 +97,28 @@ class Daemons:
 def environment_of(process: psutil.Process) -> dict[str, str]:
     """What a process was started with; empty if it has ended, or is the kernel's."""
     try:
-        return dict(process.environ())
-    except (psutil.Error, OSError):
+        # Not psutil's reading: it stops where a daemon has written its title over the first variables.
+        block = Path(f"/proc/{process.pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
         return {}
+    pairs = (variable.partition("=") for variable in block.split("\0") if "=" in variable)
+    return {name: value for name, _, value in pairs}
+
+
+def with_children(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Processes and all below them: a job may have cleared the environment of what it started."""
+    found = dict.fromkeys(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= dict.fromkeys(process.children(recursive=True))
+    return list(found)
+
+
+def parents_of(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.parents())
+    except psutil.NoSuchProcess:
+        return []
 
 
 def end(processes: Sequence[psutil.Process], kill: bool) -> None:

@@ -80,13 +80,6 @@ def test_the_queue_outlives_the_controller(slurm: Cluster) -> None:
     assert slurm.states() == {running: "RUNNING", waiting: "PENDING"}
 
 
-def test_a_time_limit_comes_early(slurm: Cluster) -> None:
-    job = slurm.submit("--time=60", wrap="sleep 300")
-    wait_for(lambda: slurm.state(job) == "RUNNING", what="start")
-    slurm.expire(job)
-    wait_for(lambda: slurm.state(job) == "TIMEOUT", 40, "time limit")
-
-
 def test_between_tests_all_is_as_before(slurm: Cluster) -> None:
     stubborn = slurm.submit("--array=0-1", wrap="trap '' TERM; sleep 60 & wait; sleep 60")
     wait_for(lambda: set(slurm.states(stubborn).values()) == {"RUNNING"}, what="start")
@@ -118,6 +111,8 @@ def test_a_small_cluster_without_accounting(
     assert small.daemons.jobs() == []
     small.node_down("n1")
     wait_for(lambda: small.state(lost) == "PENDING", what="back in the queue")
+    small.calm()
+    assert set(small.node_states().values()) == {"idle"}
 
 
 def test_nothing_is_left_of_a_cluster_whose_owner_was_killed(running_slurm: Cluster, tmp_path: Path) -> None:
