@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from salt.errors import UserError
 from salt.plan_specs import Plan
 from slurm.durations import spoken
 from slurm.lane import LaneTask
-from slurm.lanes import Array, dependency
+from slurm.lanes import dependency
 from slurm.names import run_names
 from slurm.nodes import BadNode
 from slurm.profile import SlurmProfile
@@ -27,15 +28,17 @@ from slurm.records import (
     Chunk,
     Lane,
     LaneRef,
+    NewRef,
     SubmissionRecord,
     comment,
     jobs_folder,
     new_submission,
-    write_chunk,
+    note_sent,
+    write_lanes,
     write_record,
 )
 from slurm.request import LaneRequest, lane_request, refuse_place, sbatch_parameters
-from slurm.sending import NotSent, script, send
+from slurm.sending import NotSent, Sender
 
 #: Cells that are named in a message about those that were not sent.
 NAMED = 5
@@ -64,13 +67,21 @@ class ClusterJob:
     gpu_hours: float | None = None
 
     def request(self, *, training: bool = True) -> LaneRequest:
-        return lane_request(
-            self.plan,
-            self.profile,
-            self.processes_per_node,
-            self.workers if training else 1,
-            training=training,
-        )
+        return self._requests[training]
+
+    @cached_property
+    def _requests(self) -> dict[bool, LaneRequest]:
+        """With and without training: once for all arrays."""
+        return {
+            training: lane_request(
+                self.plan,
+                self.profile,
+                self.processes_per_node,
+                self.workers if training else 1,
+                training=training,
+            )
+            for training in (True, False)
+        }
 
     def parameters(self, submission: str, chunk: Chunk, tasks_of: dict[str, int]) -> dict[str, object]:
         return sbatch_parameters(
@@ -78,6 +89,7 @@ class ClusterJob:
             self.profile,
             name=self.plan.name,
             comment=comment(submission, chunk.number),
+            number=chunk.number,
             code=self.code,
             store=self.store,
             tasks=len(chunk.lanes),
@@ -88,17 +100,16 @@ class ClusterJob:
 
 def scripts(job: ClusterJob) -> list[tuple[Chunk, str]]:
     """The very batch scripts that `submit_all` would send; jobs that are not there yet are called 1, 2."""
-    submission = "SUBMISSION"
+    logs = jobs_folder(job.store, job.plan.name) / "SUBMISSION" / "logs"
     tasks_of = dict(job.proposal.tasks_of)
+    jobs: dict[int, str] = {}
     found = []
-    logs = jobs_folder(job.store, job.plan.name) / submission / "logs"
-
-    def keep(chunk: Chunk) -> str:
-        found.append((chunk, script(job.parameters(submission, chunk, tasks_of), logs)))
-        tasks_of[name := str(chunk.number + 1)] = len(chunk.lanes)
-        return name
-
-    _each_chunk(job.proposal, keep)
+    sender = Sender(logs)
+    for chunk in to_send(job.proposal):
+        chunk = resolved(chunk, jobs)
+        found.append((chunk, sender.script(job.parameters("SUBMISSION", chunk, tasks_of))))
+        jobs[chunk.number] = str(chunk.number + 1)
+        tasks_of[jobs[chunk.number]] = len(chunk.lanes)
     return found
 
 
@@ -110,12 +121,39 @@ def submit_all(job: ClusterJob, say: Callable[[str], None]) -> list[Chunk]:
             rest.
     """
     refuse_place(job.store, job.profile)
-    job.request()
-    submission = new_submission()
-    folder = jobs_folder(job.store, job.plan.name) / submission
+    chunks = to_send(job.proposal)
+    record = _record(job)
+    folder = jobs_folder(job.store, job.plan.name) / record.submission
+    write_record(folder, record)
+    write_lanes(folder, chunks)
+    sender = Sender(folder / "logs")
+    sender.prepare(LaneTask(str(job.store.absolute()), job.plan.name, record.submission))
     tasks_of = dict(job.proposal.tasks_of)
-    record = SubmissionRecord(
-        submission=submission,
+    jobs: dict[int, str] = {}
+    sent: list[Chunk] = []
+    for chunk in chunks:
+        chunk = resolved(chunk, jobs)
+        try:
+            name = sender.send(job.parameters(record.submission, chunk, tasks_of))
+        except NotSent as refused:
+            raise _told(job, sent, refused) from refused
+        note_sent(folder, chunk.number, name)
+        jobs[chunk.number], tasks_of[name] = name, len(chunk.lanes)
+        sent.append(msgspec.structs.replace(chunk, job=name))
+        runs = sum(len(lane.runs) for lane in chunk.lanes)
+        say(
+            f"sent job {name}: " + ("decodes the clips" if chunk.prepares else _count(len(chunk.lanes), runs))
+        )
+    return sent
+
+
+def _count(lanes: int, runs: int) -> str:
+    return f"{lanes} lane{'s' if lanes > 1 else ''}, {runs} run{'s' if runs > 1 else ''}"
+
+
+def _record(job: ClusterJob) -> SubmissionRecord:
+    return SubmissionRecord(
+        submission=new_submission(),
         plan=job.plan.name,
         on="slurm",
         unix_s=time.time(),
@@ -130,51 +168,36 @@ def submit_all(job: ClusterJob, say: Callable[[str], None]) -> list[Chunk]:
         workers=job.workers,
         gpu_hours=job.gpu_hours,
     )
-    write_record(folder, record)
-    sent: list[Chunk] = []
-
-    def dispatch(chunk: Chunk) -> str:
-        write_chunk(folder, chunk)
-        task = LaneTask(str(job.store.absolute()), job.plan.name, submission, chunk.number)
-        try:
-            name = send(job.parameters(submission, chunk, tasks_of), folder / "logs", task)
-        except NotSent as refused:
-            raise _told(job, sent, refused) from refused
-        done = msgspec.structs.replace(chunk, job=name, sent_unix_s=time.time())
-        write_chunk(folder, done)
-        sent.append(done)
-        tasks_of[name] = len(chunk.lanes)
-        runs = sum(len(lane.runs) for lane in chunk.lanes)
-        what = "decodes the clips" if chunk.prepares else f"{len(chunk.lanes)} lanes, {runs} runs"
-        say(f"sent job {name}: {what}")
-        return name
-
-    _each_chunk(job.proposal, dispatch)
-    return sent
 
 
-def _each_chunk(proposal: Proposal, dispatch: Callable[[Chunk], str]) -> None:
-    """Hand over the arrays of a proposal in order; `dispatch` returns the id of an array's job."""
-    after_all: list[LaneRef] = [] if proposal.prepared_by is None else [proposal.prepared_by]
-    number = 0
+def to_send(proposal: Proposal) -> list[Chunk]:
+    """The arrays of a proposal in order, each after those that it waits for; nothing of it has a job yet."""
+    chunks: list[Chunk] = []
+    first: tuple[NewRef, ...] = ()
     if proposal.prepares:
-        name = dispatch(Chunk(number=0, lanes=(Lane(runs=()),), prepares=True))
-        after_all, number = [LaneRef(job=name, task=0)], 1
-    places: dict[int, LaneRef] = {}
+        chunks.append(Chunk(number=0, lanes=(Lane(runs=()),), prepares=True))
+        first = (NewRef(chunk=0, task=0),)
+    live = () if proposal.prepared_by is None else (proposal.prepared_by,)
+    places: dict[int, NewRef] = {}
     for array in proposal.arrays:
-        chunk = Chunk(
-            number=number,
-            lanes=tuple(proposal.lanes[place].lane for place in array.lanes),
-            after=_resolved(array, places, after_all),
+        number = len(chunks)
+        new = (places[place] for place in array.after_new)
+        chunks.append(
+            Chunk(
+                number=number,
+                lanes=tuple(proposal.lanes[place].lane for place in array.lanes),
+                after=tuple(dict.fromkeys([*array.after, *live])),
+                after_new=(*first, *sorted(new, key=lambda each: (each.chunk, each.task))),
+            )
         )
-        name = dispatch(chunk)
-        places |= {place: LaneRef(job=name, task=task) for task, place in enumerate(array.lanes)}
-        number += 1
+        places |= {place: NewRef(chunk=number, task=task) for task, place in enumerate(array.lanes)}
+    return chunks
 
 
-def _resolved(array: Array, places: dict[int, LaneRef], after_all: Sequence[LaneRef]) -> tuple[LaneRef, ...]:
-    after = {*array.after, *(places[place] for place in array.after_new), *after_all}
-    return tuple(sorted(after, key=lambda each: (int(each.job), each.task)))
+def resolved(chunk: Chunk, jobs: Mapping[int, str]) -> Chunk:
+    """The chunk with all it waits for by job; `jobs` are those of the arrays before it."""
+    new = (LaneRef(job=jobs[each.chunk], task=each.task) for each in chunk.after_new)
+    return msgspec.structs.replace(chunk, after=(*chunk.after, *new), after_new=())
 
 
 def _told(job: ClusterJob, sent: Sequence[Chunk], refused: NotSent) -> UserError:

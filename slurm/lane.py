@@ -23,8 +23,8 @@ from slurm.fleet import Fleet
 from slurm.multinode import LAYOUT_VARIABLE
 from slurm.names import run_names
 from slurm.nodes import bad_nodes, node_table
-from slurm.records import Chunk, SubmissionRecord, chunk_file, lanes_of, read_chunk, read_record
-from slurm.records import chunks as sent_chunks
+from slurm.records import Chunk, SubmissionRecord, chunks, lanes_of, read_lanes, read_record
+from slurm.request import ARRAY_VARIABLE
 from slurm.scheduler import SchedulerSilent, ask, queue
 from slurm.states import STUCK, State, assess
 from slurm.submission import Submission
@@ -41,15 +41,14 @@ REQUEUE_S = 15.0
 
 @dataclass(frozen=True)
 class LaneTask:
-    """What every task of an array calls: the lane is told by the task's number."""
+    """What every task of a submission calls: its environment tells array and lane."""
 
     store: str
     plan: str
     submission: str
-    chunk: int
 
     def __call__(self) -> str:
-        return run_lane(Path(self.store), self.plan, self.submission, self.chunk)
+        return run_lane(Path(self.store), self.plan, self.submission)
 
 
 class Tries(Spec, kw_only=True):
@@ -59,11 +58,11 @@ class Tries(Spec, kw_only=True):
     progress: str = ""
 
 
-def run_lane(store: Path, plan_name: str, submission: str, chunk_number: int) -> str:
+def run_lane(store: Path, plan_name: str, submission: str) -> str:
     """Work through one lane; a word on how it ended. Exits with `RUNS_FAILED` if runs of it failed."""
     with heeding():
         folder = store / "jobs" / plan_name / submission
-        record, chunk = read_record(folder), read_chunk(folder, chunk_number)
+        record, chunk = read_record(folder), read_lanes(folder)[int(os.environ[ARRAY_VARIABLE])]
         task = int(os.environ["SLURM_ARRAY_TASK_ID"])
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
         plan = read_plan(store, plan_name)
@@ -107,7 +106,7 @@ class _Lane:
             retry_diverged=self.record.retry_diverged,
             retry_given_up=self.record.retry_given_up,
             retry_kinds=self.record.retry_kinds,
-            lane=(chunk_file(self.folder, self.chunk.number), self.task),
+            lane=(self.folder, self.chunk.number, self.task),
         )
         request_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         if request_nodes > 1 and self.record.profile is not None:
@@ -172,7 +171,7 @@ class _Lane:
         except SchedulerSilent as silent:
             say(f"{silent}: it is taken that no other lane works on what is left")
             return False
-        lanes = lanes_of(sent_chunks(self.store, self.plan.name))
+        lanes = lanes_of(chunks(self.store, self.plan.name))
         makers = {str(lane) for name, lane in lanes.items() if name in near}
         return bool(there & makers - {self.job})
 

@@ -1,22 +1,27 @@
-"""What was sent where: a folder for each submission, a file for each array of it.
+"""What was sent where: a folder for each submission.
 
     <store>/jobs/<plan>/<submission>/submission.json   how it was meant, and where it ran from
-    <store>/jobs/<plan>/<submission>/chunk-003.json    the lanes of one array, and its job once it was sent
+    <store>/jobs/<plan>/<submission>/lanes.json        the lanes of all its arrays, written before any is sent
+    <store>/jobs/<plan>/<submission>/jobs.jsonl        a line for each array, written when it was sent
     <store>/jobs/<plan>/<submission>/logs/             what submitit writes
+    <store>/jobs/<plan>/<submission>/workers/          what workers say
 
-A chunk is written before its array is sent, and again with the job's id right after, each time by rename. One
-whose sender was killed in between is found again by the comment that its jobs carry.
+An array whose sender was killed before it wrote that line is found by the comment that its jobs carry.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from salt.disk import writing
 from salt.specs import NonNegativeInt, Spec
 from salt.store import pretty_json, read_json, write_atomically
 from slurm.profile import SlurmProfile
@@ -45,15 +50,31 @@ class LaneRef(Spec, kw_only=True, frozen=True):
         return f"{self.job}_{self.task}"
 
 
+class NewRef(Spec, kw_only=True, frozen=True):
+    """A lane of an array of the same submission, which has no job yet."""
+
+    chunk: NonNegativeInt
+    task: NonNegativeInt
+
+
 class Chunk(Spec, kw_only=True):
     """One array: lanes with the same dependencies. `job` is None until it was sent."""
 
     number: NonNegativeInt
     lanes: tuple[Lane, ...]
     after: tuple[LaneRef, ...] = ()  # lanes that must have ended
+    after_new: tuple[NewRef, ...] = ()
     prepares: bool = False  # decodes the plan's clips instead; has one lane without runs
     job: str | None = None
     sent_unix_s: float | None = None
+
+
+class SentLine(Spec, kw_only=True):
+    """A line of `jobs.jsonl`."""
+
+    chunk: NonNegativeInt
+    job: str
+    unix_s: float
 
 
 class SubmissionRecord(Spec, kw_only=True):
@@ -106,18 +127,23 @@ def new_submission() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
 
-def chunk_file(folder: Path, number: int) -> Path:
-    return folder / f"chunk-{number:03d}.json"
-
-
 def write_record(folder: Path, record: SubmissionRecord) -> None:
     write_atomically(folder / "submission.json", pretty_json(record))
 
 
-def write_chunk(folder: Path, chunk: Chunk) -> None:
-    import msgspec
+def write_lanes(folder: Path, chunks: Sequence[Chunk]) -> None:
+    """Write down what is about to be sent."""
+    write_atomically(folder / "lanes.json", msgspec.json.encode(chunks) + b"\n")
 
-    write_atomically(chunk_file(folder, chunk.number), msgspec.json.encode(chunk) + b"\n")
+
+def note_sent(folder: Path, number: int, job: str) -> None:
+    """Write down, for good, that an array was sent."""
+    path = folder / "jobs.jsonl"
+    line = msgspec.json.encode(SentLine(chunk=number, job=job, unix_s=time.time()))
+    with writing(path), open(path, "ab") as file:
+        file.write(line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_record(folder: Path) -> SubmissionRecord:
@@ -125,9 +151,28 @@ def read_record(folder: Path) -> SubmissionRecord:
     return read_json(folder / "submission.json", SubmissionRecord, _WAY_OUT)
 
 
-def read_chunk(folder: Path, number: int) -> Chunk:
-    """Raises `DamagedFile`."""
-    return read_json(chunk_file(folder, number), Chunk, _WAY_OUT)
+def read_lanes(folder: Path) -> list[Chunk]:
+    """All arrays of a submission, those that were sent with their jobs. Raises `DamagedFile`."""
+    path = folder / "lanes.json"
+    if not path.exists():
+        return []
+    sent = {line.chunk: line for line in _sent_lines(folder / "jobs.jsonl")}
+    found = []
+    for chunk in read_json(path, list[Chunk], _WAY_OUT):
+        line = sent.get(chunk.number)
+        found.append(
+            chunk if line is None else msgspec.structs.replace(chunk, job=line.job, sent_unix_s=line.unix_s)
+        )
+    return found
+
+
+def _sent_lines(path: Path) -> Iterator[SentLine]:
+    """Whole lines only: a sender that was killed may have left half of one; its job is in the queue."""
+    if not path.exists():
+        return
+    for text in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(msgspec.DecodeError):
+            yield msgspec.json.decode(text, type=SentLine)
 
 
 def submissions(store: Path, plan: str) -> list[tuple[Path, SubmissionRecord]]:
@@ -137,18 +182,16 @@ def submissions(store: Path, plan: str) -> list[tuple[Path, SubmissionRecord]]:
 
 
 def chunks(store: Path, plan: str) -> list[Sent]:
-    """Every chunk of every submission of a plan, oldest first, sent or not. Raises `DamagedFile`."""
-    found = []
-    for folder, record in submissions(store, plan):
-        for path in sorted(folder.glob("chunk-*.json")):
-            found.append(Sent(record=record, chunk=read_json(path, Chunk, _WAY_OUT), folder=folder))
-    return found
+    """Every array of every submission of a plan, oldest first, sent or not. Raises `DamagedFile`."""
+    return [
+        Sent(record=record, chunk=chunk, folder=folder)
+        for folder, record in submissions(store, plan)
+        for chunk in read_lanes(folder)
+    ]
 
 
 def with_jobs(sent: Iterable[Sent], tasks: Iterable[QueuedTask]) -> list[Sent]:
     """The same chunks; those without a job get the one in the queue that carries their comment."""
-    import msgspec
-
     by_comment = {task.comment: task.job for task in tasks if task.comment}
     found = []
     for each in sent:

@@ -19,6 +19,8 @@ from salt.specs import NonNegativeInt, PositiveFloat, PositiveInt, Spec
 from slurm.durations import slurm_time
 from slurm.profile import SlurmProfile
 
+#: Tells a task which array of its submission it is of.
+ARRAY_VARIABLE = "SALT_ARRAY"
 #: Of the time between the warning and the end, this is for the lane itself: to stop its workers and to have
 #: itself queued again.
 LANE_S = 20.0
@@ -90,6 +92,7 @@ def sbatch_parameters(
     *,
     name: str,
     comment: str,
+    number: int,
     code: Path,
     store: Path,
     tasks: int,
@@ -127,7 +130,7 @@ def sbatch_parameters(
         "array_parallelism": tasks,  # a cap over all arrays is kept by dependencies
         "map_count": tasks,
         "wckey": None,
-        "setup": setup_lines(request, profile, code, store),
+        "setup": setup_lines(request, profile, code, store, number),
         # One leader for each lane, on its first node; it starts what runs on the others.
         "srun_args": ["--nodes=1", "--ntasks=1"] if request.nodes > 1 else [],
         "additional_parameters": {**more, **profile.sbatch},
@@ -135,10 +138,13 @@ def sbatch_parameters(
     }
 
 
-def setup_lines(request: LaneRequest, profile: SlurmProfile, code: Path, store: Path) -> list[str]:
+def setup_lines(
+    request: LaneRequest, profile: SlurmProfile, code: Path, store: Path, number: int
+) -> list[str]:
     """Lines of the batch script before its command: the site's own, then all that salt relies on."""
     own = {
         "SALT_STORE": str(store.absolute()),
+        ARRAY_VARIABLE: str(number),
         GRACE_VARIABLE: f"{request.grace_s:g}",
         # What runs is the snapshot, whatever folder the job starts in.
         "PYTHONSAFEPATH": "1",

@@ -1,4 +1,4 @@
-"""One array to Slurm through submitit: its script, its task, and sbatch's answer with a way out.
+"""Arrays to Slurm through submitit: their scripts, their task, and sbatch's answer with a way out.
 
 submitit makes the script and runs the task on the node; its own handling of signals, requeues and states is
 not used: `slurm.lane` and `slurm.queue_state` do that.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from salt.errors import UserError
+from slurm.node import TASK_FILE
 from slurm.refusals import with_way_out
 from slurm.request import python
 from slurm.scheduler import MUST_S, SchedulerSilent, ask, queue
@@ -29,31 +30,52 @@ class NotSent(UserError):
     """sbatch refused, or nobody knows what it did; the message says what and what to do."""
 
 
-def script(parameters: Mapping[str, Any], logs: Path) -> str:
-    """The batch script of an array."""
-    return str(_executor(parameters, logs).text())
+class Sender:
+    """Sends the arrays of one submission; submitit's files go to `logs`."""
 
+    def __init__(self, logs: Path) -> None:
+        import submitit
 
-def send(parameters: Mapping[str, Any], logs: Path, task: Any) -> str:
-    """Send an array whose every task calls `task`; the id of its job.
+        class Arrays(submitit.SlurmExecutor):
+            """submitit's script for an array, with a command of ours that lets no signal come too early."""
 
-    Raises:
-        NotSent: nothing was sent, as far as can be told.
-    """
-    from submitit.core.utils import DelayedSubmission, JobPaths
+            @property
+            def _submitit_command_str(self) -> str:
+                return f"{python()} -u -P -m slurm.node {shlex.quote(str(logs.absolute()))}"
 
-    logs.mkdir(parents=True, exist_ok=True)
-    number = str(parameters["comment"]).rpartition(" ")[2]
-    payload = logs / f"array-{number}.pkl"
-    DelayedSubmission(task).dump(payload)
-    batch = logs / f"array-{number}.sh"
-    batch.write_text(script(parameters, logs))
-    job = _sbatch(batch, str(parameters["comment"]))
-    # Tasks differ only in their number, which Slurm tells them: one file serves all. The first may run
-    # already; submitit waits a minute for its file.
-    for place in range(int(parameters["map_count"])):
-        JobPaths(logs, f"{job}_{place}").submitted_pickle.symlink_to(payload.name)
-    return job
+            def text(self) -> str:
+                text: str = self._make_submission_file_text(self._submitit_command_str, "")
+                return text
+
+        self.logs = logs
+        self._executor = Arrays(folder=logs.absolute())
+
+    def prepare(self, task: Any) -> None:
+        """Write down what every task of every array calls: they differ in what Slurm tells them alone."""
+        from submitit.core.utils import DelayedSubmission
+
+        self.logs.mkdir(parents=True, exist_ok=True)
+        DelayedSubmission(task).dump(self.logs / TASK_FILE)
+
+    def script(self, parameters: Mapping[str, Any]) -> str:
+        """The batch script of an array. Raises ValueError for a parameter that submitit does not know."""
+        own = {**parameters}
+        count = own.pop("map_count")
+        self._executor.parameters.clear()  # those of the array before
+        self._executor.update_parameters(**own)
+        self._executor.parameters["map_count"] = count
+        return self._executor.text()
+
+    def send(self, parameters: Mapping[str, Any]) -> str:
+        """Send an array; the id of its job.
+
+        Raises:
+            NotSent: nothing was sent, as far as can be told.
+        """
+        comment = str(parameters["comment"])
+        batch = self.logs / f"array-{comment.rpartition(' ')[2]}.sh"
+        batch.write_text(self.script(parameters))
+        return _sbatch(batch, comment)
 
 
 def _sbatch(batch: Path, comment: str) -> str:
@@ -74,9 +96,7 @@ def _sbatch(batch: Path, comment: str) -> str:
         if found is None:
             if (job := _already_there(comment)) is not None:
                 return job
-            raise NotSent(
-                f"sbatch did not say which job it made, but {answer.strip()!r}; look at `squeue --me`"
-            )
+            raise NotSent(f"sbatch did not say which job it made: {answer.strip()!r}; see `squeue --me`")
         return found[1]
     raise AssertionError("unreachable")
 
@@ -88,25 +108,3 @@ def _already_there(comment: str) -> str | None:
     except SchedulerSilent as silent:
         raise NotSent(with_way_out(f"whether the job was made is not known: {silent}")) from silent
     return next((task.job for task in tasks if task.comment == comment), None)
-
-
-def _executor(parameters: Mapping[str, Any], logs: Path) -> Any:
-    import submitit
-
-    class Arrays(submitit.SlurmExecutor):
-        """submitit's script for an array, with a command of ours that lets no signal come too early."""
-
-        @property
-        def _submitit_command_str(self) -> str:
-            return f"{python()} -u -P -m slurm.node {shlex.quote(str(logs.absolute()))}"
-
-        def text(self) -> str:
-            text: str = self._make_submission_file_text(self._submitit_command_str, "")
-            return text
-
-    own = dict(parameters)
-    count = own.pop("map_count")
-    executor = Arrays(folder=logs.absolute())
-    executor.update_parameters(**own)
-    executor.parameters["map_count"] = count
-    return executor

@@ -25,7 +25,7 @@ class Submission:
     """What to run and how.
 
     `code` is the folder that workers import salt from, by default the one that this process did. With `lane`,
-    the file of a chunk and a place in it, workers take that lane's runs alone.
+    the folder of a submission, an array of it and a task of that, workers take that lane's runs alone.
     """
 
     store: Path
@@ -35,7 +35,7 @@ class Submission:
     retry_given_up: bool = False
     retry_kinds: tuple[str, ...] = ()
     code: Path | None = None
-    lane: tuple[Path, int] | None = None
+    lane: tuple[Path, int, int] | None = None
 
     @property
     def retry(self) -> Retry:
@@ -58,7 +58,7 @@ class Submission:
         command += ["--plan", self.plan.name, "--since-ns", str(self.since_ns)]
         command += ["--parent", str(os.getpid())]
         if self.lane is not None:
-            command += ["--chunk", str(self.lane[0]), "--lane", str(self.lane[1])]
+            command += ["--lane", *map(str, self.lane)]
         command += [f"--retry-kind={kind}" for kind in self.retry_kinds]
         command += ["--retry-diverged"] if self.retry_diverged else []
         return [*command, "--retry-given-up"] if self.retry_given_up else command

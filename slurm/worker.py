@@ -30,7 +30,7 @@ from salt.plans import read_plan
 from salt.result_specs import RunError
 from salt.signals import STOP, grace_s, heeding, install
 from salt.specs import ExecSpec, ProbeSpec
-from salt.store import DamagedFile, RunDir, pretty_json, read_json, write_atomically
+from salt.store import DamagedFile, RunDir, pretty_json, write_atomically
 from slurm.fitting import execute_within_memory
 from slurm.names import run_names
 from slurm.states import ACTIVE, READY, STUCK, Retry, State, assess
@@ -286,11 +286,11 @@ def part_of(plan: Plan, run_ids: Sequence[str]) -> Plan:
     return msgspec.structs.replace(plan, runs=tuple(run for run in plan.runs if run.run_id in wanted))
 
 
-def lane_runs(chunk: Path, lane: int) -> tuple[str, ...]:
-    """The runs of a lane. Raises `DamagedFile`."""
-    from slurm.records import Chunk
+def lane_runs(folder: Path, array: int, task: int) -> tuple[str, ...]:
+    """The runs of a lane of a submission. Raises `DamagedFile`."""
+    from slurm.records import read_lanes
 
-    return read_json(chunk, Chunk).lanes[lane].runs
+    return read_lanes(folder)[array].lanes[task].runs
 
 
 def stop_with_parent(parent: int) -> None:
@@ -320,8 +320,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--retry-diverged", action="store_true")
     parser.add_argument("--retry-given-up", action="store_true")
     parser.add_argument("--retry-kind", action="append", default=[])
-    parser.add_argument("--chunk", type=Path, help="the file of an array of lanes; with --lane")
-    parser.add_argument("--lane", type=int, help="take the runs of this lane of the chunk alone")
+    lane = ("FOLDER", "ARRAY", "TASK")
+    parser.add_argument("--lane", nargs=3, metavar=lane, help="take the runs of one lane alone")
     parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
     args = parser.parse_args(argv)
     try:
@@ -332,7 +332,7 @@ def main(argv: list[str]) -> int:
         drained = Drain(
             args.store,
             read_plan(args.store, args.plan),
-            None if args.chunk is None else lane_runs(args.chunk, args.lane),
+            None if args.lane is None else lane_runs(Path(args.lane[0]), *map(int, args.lane[1:])),
             since_ns=args.since_ns,
             retry_diverged=args.retry_diverged,
             retry_given_up=args.retry_given_up,
