@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from salt.attempts import Attempt, begin_attempt, end_attempt, fruitless
+from salt.attempts import begin_attempt, end_attempt, fruitless, read_attempts
 from salt.disk import remove_leftovers, require_folder
 from salt.errors import ClaimLost, Interrupted, RunFailed, UserError
 from salt.failures import as_failure
@@ -22,6 +18,7 @@ from salt.flops import run_cost
 from salt.hardware import forget_peak, hardware, peak_memory_bytes
 from salt.plan_specs import PlannedRun
 from salt.problems import run_problems
+from salt.provenance import attempt_provenance
 from salt.result_specs import ListSeen, RunError, RunResult
 from salt.signals import STOP
 from salt.smaller import need_of
@@ -73,7 +70,7 @@ def execute(
     with join(execution, processes=processes) as world:
         device = str(world.device)
         here = msgspec.structs.replace(execution, processes=world.size)
-        attempt = world.share(world.on_main(lambda: _begin(run, planned.spec, here, device)))
+        attempt = world.share(world.on_main(lambda: _begin(run, planned.spec, here, device, warn)))
         trains = planned.spec.steps > 0 and not run.artefact.exists()
         forget_peak(device)
         try:
@@ -232,44 +229,26 @@ def _result(run: RunDir, planned: PlannedRun, attempt: int, peak: int | None) ->
     )
 
 
-def _begin(run: RunDir, spec: RunSpec, execution: ExecSpec, device: str) -> int:
-    """Write spec and provenance; returns the number of this attempt, from 1."""
+def _begin(run: RunDir, spec: RunSpec, execution: ExecSpec, device: str, warn: Callable[[str], None]) -> int:
+    """Write spec and provenance; warns of other code than before. Returns the attempt's number, from 1."""
     if run.spec.exists():
         run.require_spec(spec)
     else:
         write_atomically(run.spec, pretty_json(spec))
     remove_leftovers(run.path)
     about = {"hardware": hardware(device), **need_of(spec, execution).about()}
-    attempt = begin_attempt(run, {**_provenance(), **about})
+    before, now = read_attempts(run)[-1:], attempt_provenance()
+    attempt = begin_attempt(run, {**now, **about})
+    if before and before[0].get("code_sha256") not in (None, now["code_sha256"]):
+        was, is_now = (
+            f"{each['code_sha256']:.12} (commit {each.get('git_commit')})" for each in (before[0], now)
+        )
+        warn(
+            f"run {run.run_id}: attempt {attempt} runs other code than the one before: {was}, now {is_now}; "
+            f"{run.env} has both"
+        )
     run.error.unlink(missing_ok=True)  # what it said stays in env.json
     return attempt
-
-
-def _provenance() -> Attempt:
-    from importlib.metadata import version
-
-    return {
-        "host": socket.gethostname(),
-        "pid": str(os.getpid()),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "torch": version("torch"),
-        "numpy": version("numpy"),
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    """Commit of the code, None where there is no git or no repository."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _record(run: RunDir, failure: RunFailed, attempt: int, error: Exception) -> None:
