@@ -9,40 +9,44 @@ from pathlib import Path
 
 from salt.plan_specs import Plan, PlannedRun
 from salt.store import DamagedFile, RunDir
+from slurm.run_status import PlanStatus
 from slurm.states import STUCK, State
-from slurm.status import PlanStatus
+
+#: Results of a suite that are read: more would not tell its time better.
+PROBES_READ = 100
 
 
 class Pace:
-    """Collects wall times of finished runs, reading each run's files once."""
+    """Collects what probes of finished runs took, reading each run's files once."""
 
     def __init__(self, store: Path, plan: Plan, workers: int) -> None:
         self._store = store
         self._plan = plan
         self._workers = workers
         self._seen: set[str] = set()
-        self._train_wall_s = 0.0
-        self._train_flops = 0
         self._probe_walls_s: dict[str, list[float]] = {}
 
     def seconds_left(self, status: PlanStatus) -> float | None:
         """Wall seconds until all is done with all workers busy; None before enough has finished to tell."""
-        left_s, train_left = 0.0, 0
+        left_s, train_left, train_wall_s, train_flops = 0.0, 0, 0.0, 0
         for run, row in zip(self._plan.runs, status.runs, strict=True):
             if row.state is State.DONE:
                 self._learn(run)
+                if row.train_wall_s is not None and row.planned_flops:
+                    train_wall_s += row.train_wall_s
+                    train_flops += row.planned_flops
             elif row.state not in STUCK:
                 train_left += row.planned_flops - row.done_flops
         if train_left:
-            if not self._train_flops:
+            if not train_flops:
                 return None
-            left_s += train_left * self._train_wall_s / self._train_flops
+            left_s += train_left * train_wall_s / train_flops
         for run, row in zip(self._plan.runs, status.runs, strict=True):
             if row.state in (State.DONE, *STUCK):
                 continue
             for probe_id in run.probe_ids:
                 walls_s = self._probe_walls_s.get(probe_id)
-                if walls_s is None:
+                if not walls_s:
                     return None
                 if not RunDir(self._store, run.run_id).probe(probe_id).exists():
                     left_s += sum(walls_s) / len(walls_s)
@@ -53,17 +57,13 @@ class Pace:
             return
         self._seen.add(run.run_id)
         folder = RunDir(self._store, run.run_id)
-        try:
-            self._learn_from(folder, run)
-        except DamagedFile:
-            return  # it took a time that nobody knows; others are enough
-
-    def _learn_from(self, folder: RunDir, run: PlannedRun) -> None:
-        result = folder.read_result()
-        if result is not None and result.train_wall_s is not None and run.cost.total_flops:
-            self._train_wall_s += result.train_wall_s
-            self._train_flops += run.cost.total_flops
         for probe_id in run.probe_ids:
-            probe = folder.read_probe(probe_id)
+            walls_s = self._probe_walls_s.setdefault(probe_id, [])
+            if len(walls_s) >= PROBES_READ:
+                continue
+            try:
+                probe = folder.read_probe(probe_id)
+            except DamagedFile:
+                continue  # it took a time that nobody knows; others are enough
             if probe is not None:
-                self._probe_walls_s.setdefault(probe_id, []).append(probe.wall_s)
+                walls_s.append(probe.wall_s)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from slurm.console import console
 from slurm.names import flops_text
 from slurm.pace import Pace
+from slurm.run_status import PlanStatus
 from slurm.states import ACTIVE, STUCK, State
-from slurm.status import PlanStatus
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -23,7 +23,7 @@ import msgspec
 
 from salt.disk import writing
 from salt.specs import NonNegativeInt, Spec
-from salt.store import pretty_json, read_json, write_atomically
+from salt.store import DamagedFile, pretty_json, read_json, write_atomically
 from slurm.profile import SlurmProfile
 from slurm.scheduler import QueuedTask
 
@@ -188,6 +188,21 @@ def chunks(store: Path, plan: str) -> list[Sent]:
         for folder, record in submissions(store, plan)
         for chunk in read_lanes(folder)
     ]
+
+
+def readable_chunks(store: Path, plan: str) -> tuple[list[Sent], list[str]]:
+    """As `chunks`, without those of submissions whose files are damaged; what is wrong with them."""
+    found: list[Sent] = []
+    damages = []
+    for path in sorted(jobs_folder(store, plan).glob("*/submission.json")):
+        try:
+            record = read_record(path.parent)
+            lanes = read_lanes(path.parent)
+        except DamagedFile as damage:
+            damages.append(str(damage))
+            continue
+        found += [Sent(record=record, chunk=chunk, folder=path.parent) for chunk in lanes]
+    return found, damages
 
 
 def with_jobs(sent: Iterable[Sent], tasks: Iterable[QueuedTask]) -> list[Sent]:

@@ -6,8 +6,10 @@ options of what is sent.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterable, Sequence
 
@@ -60,36 +62,45 @@ def ask(command: Sequence[str], timeout_s: float = ASK_S) -> str:
     """The output of a command of Slurm. Raises `SchedulerSilent`."""
     name = command[0]
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             env=clean_environment(),
-            timeout=timeout_s,
-            check=False,
             start_new_session=True,
         )
     except FileNotFoundError as error:
         raise SchedulerSilent(f"{name} is not on this machine's PATH") from error
-    except subprocess.TimeoutExpired as error:
-        raise SchedulerSilent(f"{name} did not answer within {timeout_s:g} s") from error
     except OSError as error:
         raise SchedulerSilent(f"{name} cannot be run ({error.strerror})") from error
-    if done.returncode:
-        said = " ".join((done.stderr.strip() or done.stdout.strip()).split()) or "without a word"
-        raise SchedulerSilent(f"{name} failed with code {done.returncode}: {said}")
-    return done.stdout
+    with process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):  # a wrapper's children, too
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise SchedulerSilent(f"{name} did not answer within {timeout_s:g} s") from error
+            raise
+    if process.returncode:
+        said = " ".join((err.strip() or out.strip()).split()) or "without a word"
+        raise SchedulerSilent(f"{name} failed with code {process.returncode}: {said}")
+    return out
 
 
-def queue(timeout_s: float = ASK_S) -> list[QueuedTask]:
-    """All jobs of this user that are waiting or running, array tasks one by one. Raises `SchedulerSilent`."""
+def queue(timeout_s: float = ASK_S, users: Iterable[int] = ()) -> list[QueuedTask]:
+    """All jobs of this user, and of others by number, that are waiting or running, array tasks one by one.
+
+    Raises `SchedulerSilent`.
+    """
     form = "%A|%F|%K|%T|%r|%N|%k"
-    user = str(os.getuid())
+    names = ",".join(str(user) for user in dict.fromkeys([os.getuid(), *users]))
     tasks = []
     for line in ask(
-        ["squeue", "--noheader", "--array", f"--user={user}", f"--format={form}"], timeout_s
+        ["squeue", "--noheader", "--array", f"--user={names}", f"--format={form}"], timeout_s
     ).splitlines():
         fields = line.strip().split("|", 6)
         if len(fields) < 7:

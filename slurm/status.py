@@ -1,169 +1,283 @@
-"""The status of a plan as numbers and as tables: states from files, FLOPs done and left, every run that is
-not well.
+"""The status of a plan as numbers: states from files, then from the queue; FLOPs, hours and money done,
+burnt and left; every run that is not well.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from salt.attempts import Attempt, read_attempts
-from salt.errors import shown
-from salt.plan_specs import Plan
-from salt.result_specs import RunError
-from salt.specs import Spec
+from salt.plan_specs import Plan, PlannedRun
+from salt.reached import Reached, read_reached
+from salt.result_specs import RunError, RunResult
 from salt.store import DamagedFile, RunDir
-from slurm.names import RunName, flops_text, run_names
+from slurm.names import run_names
+from slurm.pace import Pace
+from slurm.queue_state import LaneState, QueueQuestion, QueueView
+from slurm.queue_words import judge
+from slurm.run_status import PlanStatus, RunStatus, Sums, Totals, last_rows, last_step, rate
 from slurm.states import ACTIVE, STUCK, Standing, State, assess
+from slurm.status_tables import NOT_WELL, problem_table, status_tables
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
+__all__ = [
+    "PlanStatus",
+    "RunStatus",
+    "StatusReader",
+    "last_step",
+    "plan_status",
+    "problem_table",
+    "status_tables",
+]
 
-#: Enough of the end of metrics.jsonl to hold its last whole line.
-_TAIL_BYTES = 4096
-#: States of runs that are not well, and of those of which the attempts are counted.
-_NOT_WELL = (*STUCK, State.LOST, State.STOPPED)
-_LOOKED_INTO = (*ACTIVE, *_NOT_WELL)
-
-
-class RunStatus(Spec, kw_only=True):
-    """One run for people: `step` is the last one logged, None before the first; FLOPs are training only.
-
-    `attempts` and `host`, of the last of them, are told of runs that are under way or not well. `kind` is
-    that of the error, `error_class` its class in Python where there was an exception.
-    """
-
-    run_id: str
-    name: str
-    arm: str
-    budget_flops: int
-    state: State
-    step: int | None
-    total_steps: int
-    planned_flops: int
-    done_flops: int
-    heartbeat_age_s: float | None
-    holder: str | None
-    kind: str | None
-    error_class: str | None
-    reason: str | None
-    attempts: int | None
-    host: str | None
-
-
-class PlanStatus(Spec, kw_only=True):
-    """All runs of a plan, each once, and their sums."""
-
-    plan: str
-    runs: tuple[RunStatus, ...]
-    counts: dict[str, int]
-    planned_flops: int
-    done_flops: int
-
-    @property
-    def complete(self) -> bool:
-        return all(run.state is State.DONE for run in self.runs)
+#: States of runs of which the attempts are read.
+_LOOKED_INTO = (*ACTIVE, *NOT_WELL)
 
 
 def plan_status(store: Path, plan: Plan) -> PlanStatus:
-    """Read the status of a plan. Changes nothing in the store."""
-    names = run_names(plan)
-    standings = assess(store, plan)
-    runs = []
-    for run in plan.runs:
-        name, standing = names[run.run_id], standings[run.run_id]
-        folder = RunDir(store, run.run_id)
-        trained = standing.trained or folder.artefact.exists()
-        step = run.spec.steps if trained else last_step(folder.metrics)
-        planned, start = run.cost.total_flops, run.spec.trunk.step if run.spec.trunk is not None else 0
-        claim, error = standing.claim, standing.error
-        attempts, damage = _attempts(folder, standing)
-        runs.append(
-            RunStatus(
-                run_id=run.run_id,
-                name=str(name),
-                arm=name.arm,
-                budget_flops=name.budget_flops,
-                state=standing.state,
-                step=step,
-                total_steps=run.spec.steps,
-                planned_flops=planned,
-                done_flops=planned
-                if trained
-                else planned
-                * max(0, min(step or 0, run.spec.steps) - start)
-                // max(run.spec.steps - start, 1),
-                heartbeat_age_s=None if claim is None else round(claim.age_s, 1),
-                holder=None if claim is None else str(claim.holder),
-                kind=None if error is None else error.kind,
-                error_class=None if error is None else _error_class(error),
-                reason=damage or _reason(standing, standings, names, plan.name),
-                attempts=None if attempts is None else len(attempts),
-                host=_host(error, attempts),
-            )
+    """Read the status of a plan from files alone. Changes nothing in the store."""
+    return StatusReader(store, plan).read()
+
+
+class StatusReader:
+    """Reads the status of a plan again and again; what is done is read once.
+
+    Args:
+        seconds: what each run takes by estimate, which tells the hours left before runs have finished.
+        price_per_gpu_hour, currency: None where the site names no price.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        plan: Plan,
+        *,
+        seconds: Mapping[str, float] | None = None,
+        price_per_gpu_hour: float | None = None,
+        currency: str | None = None,
+    ) -> None:
+        self._store, self._plan = store, plan
+        self._seconds, self._price, self._currency = seconds, price_per_gpu_hour, currency
+        self._names = run_names(plan)
+        self._pace = Pace(store, plan, 1)
+        self._done: dict[str, RunStatus] = {}
+        self._submitted = store / "jobs" / plan.name / "submitted"
+
+    def ask(self, *, slurm: bool = True) -> PlanStatus:
+        """The status with what the queue says; without `slurm`, with what was sent only."""
+        question = QueueQuestion(self._store, self._plan, ask=slurm)
+        standings = self._assess()
+        done = {name for name, standing in standings.items() if standing.state is State.DONE}
+        return self._merge(standings, question.view(done))
+
+    def read(self) -> PlanStatus:
+        """The status from files alone."""
+        return self._merge(self._assess(), QueueView())
+
+    def _assess(self) -> dict[str, Standing]:
+        return assess(self._store, self._plan, known_done=self._done)
+
+    def _merge(self, standings: dict[str, Standing], queue: QueueView) -> PlanStatus:
+        never_sent = not queue.lanes and not self._submitted.exists()
+        rows = []
+        for run in self._plan.runs:
+            row = self._done.get(run.run_id)
+            if row is None:
+                row = self._row(run, standings, queue, never_sent)
+                if row.state is State.DONE:
+                    self._done[run.run_id] = row
+            rows.append(row)
+        status = PlanStatus(
+            plan=self._plan.name,
+            runs=tuple(rows),
+            counts=dict(Counter(str(row.state) for row in rows)),
+            planned_flops=sum(row.planned_flops for row in rows),
+            done_flops=sum(row.done_flops for row in rows),
+            notes=queue.notes,
         )
-    return PlanStatus(
-        plan=plan.name,
-        runs=tuple(runs),
-        counts=dict(Counter(str(run.state) for run in runs)),
-        planned_flops=sum(run.planned_flops for run in runs),
-        done_flops=sum(run.done_flops for run in runs),
-    )
+        return _with(status, totals=self._totals(status))
+
+    def _row(
+        self, run: PlannedRun, standings: dict[str, Standing], queue: QueueView, never_sent: bool
+    ) -> RunStatus:
+        name, standing, lane = self._names[run.run_id], standings[run.run_id], queue.lanes.get(run.run_id)
+        folder = RunDir(self._store, run.run_id)
+        trained = standing.trained or folder.artefact.exists()
+        facts = _Facts(folder, run, standing, trained)
+        step = run.spec.steps if trained else facts.step
+        verdict = judge(standing, lane, queue, step, self._reason(standing, standings), never_sent)
+        planned, start = run.cost.total_flops, run.spec.trunk.step if run.spec.trunk is not None else 0
+        part = max(0, min(step or 0, run.spec.steps) - start), max(run.spec.steps - start, 1)
+        hours = self._plan.execution.processes / 3600
+        if lane is not None and self._plan.execution.device.startswith("cuda"):
+            hours /= lane.workers  # of runs that share a GPU, each has its part of it
+        training = verdict.state is State.RUNNING
+        claim, error = standing.claim, standing.error
+        return RunStatus(
+            run_id=run.run_id,
+            name=str(name),
+            arm=name.arm,
+            student=name.size,
+            teacher=name.teacher,
+            seed=name.seed,
+            budget_flops=name.budget_flops,
+            state=verdict.state,
+            step=step,
+            total_steps=run.spec.steps,
+            planned_flops=planned,
+            done_flops=planned if trained else planned * part[0] // part[1],
+            burnt_flops=facts.burnt_flops(planned, part[1]),
+            heartbeat_age_s=None if claim is None else round(claim.age_s, 1),
+            holder=None if claim is None else str(claim.holder),
+            kind=None if error is None else error.kind,
+            error_class=None if error is None else _error_class(error),
+            reason=facts.damage or verdict.reason,
+            attempts=None if facts.attempts is None else len(facts.attempts),
+            host=_host(error, facts.attempts),
+            train_wall_s=facts.train_wall_s,
+            rate_steps_per_s=facts.rate if training else None,
+            eta_s=(run.spec.steps - (step or 0)) / facts.rate if training and facts.rate else None,
+            gpu_hours_done=None if facts.wall_s is None else facts.wall_s * hours,
+            gpu_hours_burnt=None if facts.burnt_wall_s is None else facts.burnt_wall_s * hours,
+            **_lane_fields(lane),
+        )
+
+    def _reason(self, standing: Standing, standings: dict[str, Standing]) -> str | None:
+        """What the files say."""
+        if standing.blocked_by is not None:
+            return self._blocked(standing.blocked_by, standings)
+        if standing.error is None:
+            return standing.damage
+        said = _short(standing.error.message)
+        if standing.fruitless is None:
+            return said
+        vain = str(standing.fruitless)  # which the message may say already
+        head = "" if said.startswith(vain) else f"{vain}: "
+        way_out = f"`salt-train run {standing.run_id} --plan {self._plan.name}` tries once more"
+        return f"{head}{said}; not retried: {way_out}"
+
+    def _blocked(self, run_id: str, standings: dict[str, Standing]) -> str:
+        above = standings[run_id]
+        what = {"trunk": "trunk"}.get(self._names[run_id].arm, "teacher")
+        name = self._names[run_id]
+        if above.state is State.DAMAGED:
+            return f"a file of its {what} is damaged: {name} ({run_id}): {above.damage}"
+        if above.state is State.BLOCKED:
+            return f"{what} {run_id} is blocked: {self._reason(above, standings)} ({name})"
+        why = "it was given up" if above.error is None else _short(above.error.message)
+        return f"{what} {run_id} failed: {why} ({name})"
+
+    def _totals(self, status: PlanStatus) -> Totals:
+        device = "GPU" if self._plan.execution.device.startswith("cuda") else "device"
+        open_rows = [row for row in status.runs if row.state not in (State.DONE, *STUCK)]
+        seconds, by = self._pace.seconds_left(status), "what runs took that have finished"
+        if seconds is None and self._seconds is not None:
+            shares = ((row, 1 - row.done_flops / max(row.planned_flops, 1)) for row in open_rows)
+            seconds, by = sum(self._seconds[row.run_id] * share for row, share in shares), "the site's speed"
+        processes = self._plan.execution.processes
+        left = None if seconds is None else seconds * processes / 3600
+        begun = [row for row in status.runs if row.state is State.DONE or row.step is not None]
+        return Totals(
+            done=self._sums(status.done_flops, [row.gpu_hours_done for row in begun]),
+            burnt=self._sums(
+                sum(row.burnt_flops or 0 for row in begun), [row.gpu_hours_burnt for row in begun]
+            ),
+            left=Sums(
+                flops=sum(row.planned_flops - row.done_flops for row in open_rows),
+                gpu_hours=left,
+                money=self._money(left),
+            ),
+            left_by=None if left is None else by,
+            unknown_runs=sum(row.gpu_hours_done is None for row in begun),
+            hours_of=device,
+            currency=self._currency,
+        )
+
+    def _sums(self, flops: int, hours: list[float | None]) -> Sums:
+        known = [each for each in hours if each is not None]
+        total = sum(known) if known or not hours else None
+        return Sums(flops=flops, gpu_hours=total, money=self._money(total))
+
+    def _money(self, hours: float | None) -> float | None:
+        return None if hours is None or self._price is None else hours * self._price
 
 
-def _attempts(folder: RunDir, standing: Standing) -> tuple[list[Attempt] | None, str | None]:
-    """The attempts of a run that is looked into, or None and why they cannot be read."""
-    if standing.damage is not None or standing.state not in _LOOKED_INTO:
-        return None, standing.damage
-    try:
-        return read_attempts(folder), None
-    except DamagedFile as damage:
-        return None, str(damage)
+class _Facts:
+    """What the files of one run say beside its state, each read once."""
+
+    def __init__(self, folder: RunDir, run: PlannedRun, standing: Standing, trained: bool) -> None:
+        self.attempts: list[Attempt] | None = None
+        self.damage = standing.damage
+        self.step: int | None = None
+        self.rate: float | None = None
+        self._reached: Reached | None = None
+        self._result: RunResult | None = None
+        self._rows: list[dict[str, Any]] = []
+        self.trained = trained
+        if standing.trained:
+            try:
+                self._result = folder.read_result()
+            except DamagedFile as damage:
+                self.damage = self.damage or str(damage)
+        elif folder.path.exists():
+            self._reached = read_reached(folder.reached)
+            self._rows = last_rows(folder.metrics)
+            self.step = int(self._rows[-1]["step"]) if self._rows else None
+            self.rate = rate(self._rows) if self._rows else None
+        if standing.damage is None and standing.state in _LOOKED_INTO:
+            try:
+                self.attempts = read_attempts(folder)
+            except DamagedFile as damage:
+                self.damage = str(damage)
+
+    @property
+    def train_wall_s(self) -> float | None:
+        if self._result is not None:
+            return self._result.train_wall_s
+        if self._reached is not None:
+            return self._reached.wall_s
+        wall_s = self._rows[-1].get("wall_s") if self._rows else None
+        return float(wall_s) if isinstance(wall_s, int | float) else None
+
+    @property
+    def wall_s(self) -> float | None:
+        """Training and probes. Probes of a run that is not done yet are not known."""
+        train_s = self.train_wall_s
+        if train_s is None or self._result is None:
+            return train_s
+        return train_s + self._result.probe_wall_s
+
+    @property
+    def burnt_wall_s(self) -> float | None:
+        source = self._result or self._reached
+        return None if source is None else source.burnt_wall_s
+
+    def burnt_flops(self, planned: int, own_steps: int) -> int | None:
+        if self._result is not None:
+            return self._result.burnt_flops
+        if self._reached is None or self._reached.burnt_steps is None:
+            return None
+        return planned * self._reached.burnt_steps // own_steps
 
 
-def last_step(metrics: Path) -> int | None:
-    """The step of the last whole line of a metrics file; None where there is none yet."""
-    try:
-        with open(metrics, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return None
-    for line in reversed(lines[:-1]):  # what follows the last newline is still being written
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # cut by a kill, or by our own seek
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            return int(row["step"])
-    return None
+def _lane_fields(lane: LaneState | None) -> dict[str, Any]:
+    if lane is None:
+        return {"job": None, "queue_state": None, "queue_reason": None, "node": None}
+    return {
+        "job": None if lane.lane is None else str(lane.lane),
+        "queue_state": str(lane.phase),
+        "queue_reason": lane.reason or lane.word,
+        "node": lane.node,
+    }
 
 
-def _reason(
-    standing: Standing, standings: dict[str, Standing], names: dict[str, RunName], plan: str
-) -> str | None:
-    above = standing.blocked_by
-    if above is not None and standings[above].state is State.DAMAGED:
-        return f"a file of its teacher is damaged: {names[above]} ({above})"
-    if above is not None:
-        return f"its teacher failed: {names[above]} ({above})"
-    if standing.state is State.LOST:
-        return "the process that held it is gone; submit again to resume"
-    if standing.state is State.STOPPED:
-        return "asked to stop; submit again to go on"
-    if standing.error is None:
-        return None
-    said = _short(standing.error.message)
-    if standing.fruitless is None:
-        return said
-    vain = str(standing.fruitless)  # which the message may say already
-    head = "" if said.startswith(vain) else f"{vain}: "
-    return f"{head}{said}; not retried: `salt-train run {standing.run_id} --plan {plan}` tries once more"
+def _with(status: PlanStatus, **changes: Any) -> PlanStatus:
+    import msgspec
+
+    return msgspec.structs.replace(status, **changes)
 
 
 def _short(message: str) -> str:
@@ -182,97 +296,3 @@ def _host(error: RunError | None, attempts: list[Attempt] | None) -> str | None:
     if error is not None:
         return error.host
     return attempts[-1].get("host") if attempts else None
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-def status_tables(status: PlanStatus) -> list[RenderableType]:
-    """Counts by arm and budget, then runs in progress, then the runs that are not well."""
-    tables: list[RenderableType] = [_counts_table(status)]
-    active = [run for run in status.runs if run.state in ACTIVE]
-    if active:
-        tables.append(_active_table(active))
-    bad = [run for run in status.runs if run.state in _NOT_WELL]
-    if bad:
-        tables.append(problem_table(bad))
-    return tables
-
-
-def _counts_table(status: PlanStatus) -> Table:
-    from rich.table import Table
-
-    states = [state for state in State if status.counts.get(str(state))]
-    table = Table(title=f"plan {status.plan}")
-    table.add_column("arm")
-    table.add_column("budget", justify="right")
-    table.add_column("runs", justify="right")
-    for state in states:
-        table.add_column(str(state), justify="right")
-    table.add_column("FLOPs done", justify="right")
-    table.add_column("of", justify="right")
-    groups: dict[tuple[str, int], list[RunStatus]] = {}
-    for run in status.runs:
-        groups.setdefault((run.arm, run.budget_flops), []).append(run)
-    for arm, budget in sorted(groups, key=lambda key: (key[1] == 0, key[0] != "teacher", key[0], key[1])):
-        runs = groups[arm, budget]
-        counts = Counter(run.state for run in runs)
-        table.add_row(
-            arm,
-            flops_text(budget) if budget else "-",
-            str(len(runs)),
-            *[str(counts[state] or "") for state in states],
-            flops_text(sum(run.done_flops for run in runs)),
-            flops_text(sum(run.planned_flops for run in runs)),
-        )
-    table.add_section()
-    table.add_row(
-        "all",
-        "",
-        str(len(status.runs)),
-        *[str(status.counts[str(state)]) for state in states],
-        flops_text(status.done_flops),
-        flops_text(status.planned_flops),
-    )
-    return table
-
-
-def _active_table(runs: list[RunStatus]) -> Table:
-    from rich.table import Table
-
-    table = Table(title="in progress")
-    for column in ("run", "state", "step", "heartbeat", "held by"):
-        table.add_column(column, justify="right" if column in ("step", "heartbeat") else "left")
-    for run in runs:
-        age = "-" if run.heartbeat_age_s is None else f"{run.heartbeat_age_s:.0f} s ago"
-        table.add_row(
-            run.name, str(run.state), f"{_step_text(run)}/{run.total_steps}", age, shown(run.holder or "-")
-        )
-    return table
-
-
-def problem_table(runs: list[RunStatus]) -> Table:
-    """Runs that failed, diverged, were given up, are damaged, blocked, lost or stopped, with the reason."""
-    from rich.table import Table
-
-    table = Table(title="not well")
-    for column in ("run", "id", "state", "step", "attempts", "host", "reason"):
-        table.add_column(column, overflow="fold")
-    for run in runs:
-        state = f"{run.state} ({run.kind})" if run.kind and run.kind != str(run.state) else str(run.state)
-        known = run.error_class is None or run.error_class.rpartition(".")[2] in (run.reason or "")
-        reason = run.reason if known else f"{run.error_class}: {run.reason}"
-        table.add_row(
-            run.name,
-            run.run_id,
-            state,
-            f"{_step_text(run)}/{run.total_steps}",
-            "-" if run.attempts is None else str(run.attempts),
-            shown(run.host or "-"),
-            shown(reason or "-"),
-        )
-    return table
-
-
-def _step_text(run: RunStatus) -> str:
-    return "-" if run.step is None else str(run.step)

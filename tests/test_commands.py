@@ -318,15 +318,20 @@ def test_the_options_of_salt_sweep_are_these() -> None:
             *("--quick", "--rows", "--site", "--store", "--targets"),
         ],
         "submit": [
-            "--help",
-            "--json",
-            "--on",
-            "--retry-diverged",
-            "--retry-given-up",
-            "--store",
-            "--workers",
+            *("--detach", "--dry-run", "--help", "--json", "--max-gpu-hours", "--on", "--retry-diverged"),
+            *("--retry-given-up", "--site", "--slurm", "--store", "--workers", "--yes"),
         ],
-        "status": ["--help", "--json", "--store"],
+        "retry": [
+            *("--class", "--detach", "--dry-run", "--help", "--json", "--max-gpu-hours", "--on", "--site"),
+            *("--slurm", "--store", "--workers", "--yes"),
+        ],
+        "status": [
+            *("--best", "--failed", "--help", "--json", "--kind", "--label", "--no-queue", "--probe"),
+            *("--site", "--sort", "--store", "--watch", "--where"),
+        ],
+        "logs": ["--follow", "--help", "--json", "--lines", "--plan", "--store"],
+        "cancel": ["--help", "--json", "--store", "--with-others", "--yes"],
+        "gc": ["--help", "--json", "--logs", "--store", "--yes"],
         "diff": ["--help", "--json", "--store"],
         "ledger": [
             *("--arm", "--audit", "--batch", "--charge", "--clips", "--crop", "--frames", "--help", "--json"),

@@ -21,7 +21,21 @@ ALLOWED = {
 }
 HEAVY = ("torch", "numpy", "pandas", "matplotlib", "sklearn", "scipy")
 COMMANDS = {
-    "salt-sweep": ["plan", "submit", "status", "diff", "ledger", "recipe", "benchmark"],
+    "salt-sweep": [
+        *(
+            "plan",
+            "submit",
+            "retry",
+            "status",
+            "logs",
+            "cancel",
+            "gc",
+            "diff",
+            "ledger",
+            "recipe",
+            "benchmark",
+        ),
+    ],
     "salt-analyze": ["pareto", "weak-teacher", "report"],
     "salt-train": ["run", "show", "probe", "export", "import"],
     "salt-data": ["digits", "scan", "pack", "bench", "duplicates"],
