@@ -237,13 +237,13 @@ def submit_lock(store: Path, plan: str, say: Callable[[str], None]) -> Iterator[
 
 def meaning(request: LaneRequest, profile: SlurmProfile) -> str:
     """A lane's request in words: what a person would check before it is sent."""
-    gpus = f"{request.gpus_per_node} GPU{'s' if request.gpus_per_node > 1 else ''}, " if request.gpus else ""
+    gpus = f"{counted(request.gpus_per_node, 'GPU')}, " if request.gpus else ""
     kind = f" ({profile.gpu_type})" if profile.gpu_type and request.gpus else ""
     nodes = f"{request.nodes} nodes with each " if request.nodes > 1 else ""
     memory = f", {request.memory_mib_per_node / 1024:g} GiB" if request.memory_mib_per_node else ""
     at_once = f", {request.workers} runs at once" if request.workers > 1 else ""
     where = f"partition {profile.partition}" if profile.partition else "the default partition"
     return (
-        f"a job takes {nodes}{gpus}{request.cpus_per_node} CPUs{kind}{memory}{at_once}, at most "
+        f"a job takes {nodes}{gpus}{counted(request.cpus_per_node, 'CPU')}{kind}{memory}{at_once}, at most "
         f"{spoken(request.minutes)}, in {where}; warned {profile.signal_delay_s} s before it ends"
     )

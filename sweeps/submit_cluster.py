@@ -51,7 +51,7 @@ def submit_to_cluster(
         if not job.proposal.lanes:
             _print(args, facts, [])
             return 0
-        if not args.yes and not agreed(f"send {facts['sent_runs']} runs?"):
+        if not args.yes and not agreed(f"send {facts['lanes']} jobs?"):
             _say("nothing was sent")
             return 1
         audit_plan(store, plan)
@@ -223,7 +223,7 @@ def _lines(job: ClusterJob, facts: dict[str, Any]) -> list[str]:
     """What will be sent, what it costs, what is skipped."""
     from collections import Counter
 
-    from slurm.cluster import meaning
+    from slurm.cluster import counted, meaning
     from slurm.names import flops_text
 
     proposal = job.proposal
@@ -238,9 +238,9 @@ def _lines(job: ClusterJob, facts: dict[str, Any]) -> list[str]:
     if not proposal.lanes:
         more = f"; {facts['left_out']} runs wait for room in the queue" if facts["left_out"] else ""
         return [*lines, f"plan {job.plan.name}: nothing to send{more}"]
-    arrays = f"{facts['arrays']} array{'s' if facts['arrays'] > 1 else ''}"
+    what = f"{counted(facts['sent_runs'], 'run')} in {counted(facts['lanes'], 'lane')}"
     lines.append(
-        f"plan {job.plan.name}: {facts['sent_runs']} runs in {facts['lanes']} lanes, {arrays}: "
+        f"plan {job.plan.name}: {what}, {counted(facts['arrays'], 'array')}: "
         f"{flops_text(facts['planned_flops'])} of training, about {facts['gpu_hours']:.3g} GPU-hours by the "
         "site's speed (no probes, no queues)"
     )
@@ -267,11 +267,13 @@ def _nodes(job: ClusterJob) -> list[str]:
 
 
 def _print(args: argparse.Namespace, facts: dict[str, Any], jobs: list[str]) -> None:
+    from slurm.cluster import counted
+
     if args.json:
         print_json({**facts, "jobs": jobs})
     elif jobs:
         print(
-            f"plan {facts['plan']}: sent {facts['sent_runs']} runs as job {', '.join(jobs)}; "
+            f"plan {facts['plan']}: sent {counted(facts['sent_runs'], 'run')} as job {', '.join(jobs)}; "
             f"`salt-sweep status {facts['plan']}` follows them"
         )
 

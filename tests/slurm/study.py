@@ -158,13 +158,17 @@ def run_inline(study: Study) -> Path:
 
 
 def numbers(store: Path, plan: Plan) -> dict[str, Any]:
-    """All that a run computed, by run: weights, every logged number but times, probes."""
+    """All that a run computed, by run: weights, every number logged but times, probes.
+
+    A run that was asked to stop logs one line more, of the step that it stopped after.
+    """
     found = {}
     for run in plan.runs:
         folder = RunDir(store, run.run_id)
         lines = [
             {key: value for key, value in row.items() if not _is_of_attempts(key)}
             for row in read_metrics(folder.metrics)
+            if row["step"] % plan.execution.log_every_steps == 0 or row["step"] == run.spec.steps
         ]
         probes = {name: folder.read_probe(name) for name in run.probe_ids}
         found[run.run_id] = {

@@ -181,7 +181,8 @@ def test_a_submission_from_inside_a_job_is_not_bent_by_it(slurm: Cluster, study:
         f"cd {study.folder} && SBATCH_TIMELIMIT=7 {sys.executable} -P -c '{call('sweep')}' "
         f"submit {study.name} --store store --on slurm --site site.yaml > inner.log 2>&1"
     )
-    slurm.submit("--mem=100M", "--partition=main", "--wait", wrap=line)
+    outer = slurm.submit("--mem=2G", "--partition=main", wrap=line)
+    wait_for(lambda: slurm.state(outer) == "COMPLETED", 90, "the outer job has submitted")
     assert "sent 10 runs" in (study.folder / "inner.log").read_text()
     limits = set(slurm.run("squeue", "-h", "-r", "-n", f"salt-{study.name}", "-o", "%l").split())
     assert limits == {"1:00:00"}
