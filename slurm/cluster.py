@@ -140,15 +140,20 @@ def submit_all(job: ClusterJob, say: Callable[[str], None]) -> list[Chunk]:
         note_sent(folder, chunk.number, name)
         jobs[chunk.number], tasks_of[name] = name, len(chunk.lanes)
         sent.append(msgspec.structs.replace(chunk, job=name))
-        runs = sum(len(lane.runs) for lane in chunk.lanes)
-        say(
-            f"sent job {name}: " + ("decodes the clips" if chunk.prepares else _count(len(chunk.lanes), runs))
-        )
+        say(f"sent job {name}: {_content(chunk)}")
     return sent
 
 
-def _count(lanes: int, runs: int) -> str:
-    return f"{lanes} lane{'s' if lanes > 1 else ''}, {runs} run{'s' if runs > 1 else ''}"
+def _content(chunk: Chunk) -> str:
+    if chunk.prepares:
+        return "decodes the clips"
+    runs = sum(len(lane.runs) for lane in chunk.lanes)
+    return f"{counted(len(chunk.lanes), 'lane')}, {counted(runs, 'run')}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _record(job: ClusterJob) -> SubmissionRecord:

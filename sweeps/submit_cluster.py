@@ -99,17 +99,16 @@ def _prepare(
     only: frozenset[str] | None,
 ) -> ClusterJob:
     """Everything that is known before anything is sent."""
-    from slurm.profile_checks import lane_minutes
-    from slurm.snapshot import take_snapshot
-
     from slurm.cluster import ClusterJob
     from slurm.lanes import Wishes
     from slurm.nodes import bad_nodes
     from slurm.prepare import clips_ready
+    from slurm.profile_checks import lane_minutes
     from slurm.proposal import find_limits, propose
     from slurm.records import chunks, with_jobs
     from slurm.refusals import with_way_out
     from slurm.scheduler import MUST_S, SchedulerSilent, queue
+    from slurm.snapshot import take_snapshot
     from slurm.states import assess
     from sweeps.estimates import estimate, refuse_hours
 
