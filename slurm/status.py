@@ -70,23 +70,34 @@ class StatusReader:
         """The status with what the queue says; without `slurm`, with what was sent only."""
         question = QueueQuestion(self._store, self._plan, ask=slurm)
         standings = self._assess()
+        facts = self._facts(standings)  # while squeue is waited for
         done = {name for name, standing in standings.items() if standing.state is State.DONE}
-        return self._merge(standings, question.view(done))
+        return self._merge(standings, facts, question.view(done))
 
     def read(self) -> PlanStatus:
         """The status from files alone."""
-        return self._merge(self._assess(), QueueView())
+        standings = self._assess()
+        return self._merge(standings, self._facts(standings), QueueView())
 
     def _assess(self) -> dict[str, Standing]:
         return assess(self._store, self._plan, known_done=self._done)
 
-    def _merge(self, standings: dict[str, Standing], queue: QueueView) -> PlanStatus:
+    def _facts(self, standings: dict[str, Standing]) -> dict[str, _Facts]:
+        return {
+            run.run_id: _Facts(RunDir(self._store, run.run_id), run, standings[run.run_id])
+            for run in self._plan.runs
+            if run.run_id not in self._done
+        }
+
+    def _merge(
+        self, standings: dict[str, Standing], facts: dict[str, _Facts], queue: QueueView
+    ) -> PlanStatus:
         never_sent = not queue.lanes and not self._submitted.exists()
         rows = []
         for run in self._plan.runs:
             row = self._done.get(run.run_id)
             if row is None:
-                row = self._row(run, standings, queue, never_sent)
+                row = self._row(run, standings, facts[run.run_id], queue, never_sent)
                 if row.state is State.DONE:
                     self._done[run.run_id] = row
             rows.append(row)
@@ -101,13 +112,15 @@ class StatusReader:
         return _with(status, totals=self._totals(status))
 
     def _row(
-        self, run: PlannedRun, standings: dict[str, Standing], queue: QueueView, never_sent: bool
+        self,
+        run: PlannedRun,
+        standings: dict[str, Standing],
+        facts: _Facts,
+        queue: QueueView,
+        never_sent: bool,
     ) -> RunStatus:
         name, standing, lane = self._names[run.run_id], standings[run.run_id], queue.lanes.get(run.run_id)
-        folder = RunDir(self._store, run.run_id)
-        trained = standing.trained or folder.artefact.exists()
-        facts = _Facts(folder, run, standing, trained)
-        step = run.spec.steps if trained else facts.step
+        step = run.spec.steps if facts.trained else facts.step
         verdict = judge(standing, lane, queue, step, self._reason(standing, standings), never_sent)
         planned, start = run.cost.total_flops, run.spec.trunk.step if run.spec.trunk is not None else 0
         part = max(0, min(step or 0, run.spec.steps) - start), max(run.spec.steps - start, 1)
@@ -128,7 +141,7 @@ class StatusReader:
             step=step,
             total_steps=run.spec.steps,
             planned_flops=planned,
-            done_flops=planned if trained else planned * part[0] // part[1],
+            done_flops=planned if facts.trained else planned * part[0] // part[1],
             burnt_flops=facts.burnt_flops(planned, part[1]),
             heartbeat_age_s=None if claim is None else round(claim.age_s, 1),
             holder=None if claim is None else str(claim.holder),
@@ -208,7 +221,7 @@ class StatusReader:
 class _Facts:
     """What the files of one run say beside its state, each read once."""
 
-    def __init__(self, folder: RunDir, run: PlannedRun, standing: Standing, trained: bool) -> None:
+    def __init__(self, folder: RunDir, run: PlannedRun, standing: Standing) -> None:
         self.attempts: list[Attempt] | None = None
         self.damage = standing.damage
         self.step: int | None = None
@@ -216,7 +229,7 @@ class _Facts:
         self._reached: Reached | None = None
         self._result: RunResult | None = None
         self._rows: list[dict[str, Any]] = []
-        self.trained = trained
+        self.trained = standing.trained or folder.artefact.exists()
         if standing.trained:
             try:
                 self._result = folder.read_result()
