@@ -1,0 +1,424 @@
+"""`salt-sweep status`, `logs`, `cancel` and `gc`, with a stand-in for Slurm."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from salt.plan_specs import Plan
+from salt.plans import encode_plan, plan_dir
+from salt.processes import machine, start_of
+from salt.reached import Reached
+from salt.result_specs import ProbeResult, ProbeScore
+from salt.specs import DataSpec, ExecSpec, ProbeSpec
+from salt.store import RunDir, pretty_json, write_atomically
+from slurm.records import jobs_folder, read_record, write_record
+from slurm.worker import record_error
+from tests.drain_kit import finish, holder, plan
+from tests.fake_slurm import FakeSlurm, queued, record_sent
+from tests.fuzz_kit import command as called
+
+__all__ = ["plan"]  # a fixture
+
+SITE = """
+name: here
+gpu: a GPU
+gpus_total: 8
+gpus_per_node: 8
+memory_gib: 80
+peak_flops: {fp32: 1.0e+12}
+precision: fp32
+utilisation: {default: 0.5}
+price_per_gpu_hour: 2.0
+currency: EUR
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    return FakeSlurm(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture
+def store(tmp_path: Path, plan: Plan, slurm: FakeSlurm) -> Path:
+    """The plan on disk; all runs sent as job 7, two to a lane."""
+    store = tmp_path / "store"
+    save(store, plan)
+    ids = [run.run_id for run in plan.runs]
+    record_sent(store, plan, "7", [ids[0:2], ids[2:4], ids[4:6]])
+    return store
+
+
+def save(store: Path, plan: Plan) -> None:
+    write_atomically(plan_dir(store, plan.name) / "plan.jsonl", encode_plan(plan))
+
+
+def sweep(store: Path, *argv: str, code: int = 0) -> str:
+    """What a command prints: its output, or its error."""
+    ended = called("salt-sweep", argv[0], *argv[1:], "--store", str(store))
+    assert ended.code == code, ended.out + ended.err
+    return ended.out if code == 0 else ended.err
+
+
+def status(store: Path, *options: str) -> dict:  # type: ignore[type-arg]
+    found = json.loads(sweep(store, "status", "small", "--json", *options))
+    assert isinstance(found, dict)
+    return found
+
+
+# --- what was paid, what is left -------------------------------------------------------------------
+
+
+def test_hours_and_money_done_burnt_and_left(store: Path, plan: Plan, tmp_path: Path) -> None:
+    plan = msgspec.structs.replace(plan, execution=ExecSpec(device="cuda", processes=4))
+    save(store, plan)
+    finish(store, plan.runs[0])
+    result = RunDir(store, plan.runs[0].run_id).read_result()
+    assert result is not None
+    changed = msgspec.structs.replace(
+        result, train_wall_s=3500.0, probe_wall_s=100.0, burnt_wall_s=900.0, burnt_flops=10**6
+    )
+    write_atomically(RunDir(store, plan.runs[0].run_id).result, pretty_json(changed))
+    half = RunDir(store, plan.runs[1].run_id)
+    half.path.mkdir(parents=True)
+    half.metrics.write_text(
+        '{"step": 1, "attempt": 1, "wall_s": 1}\n'
+        '{"step": 3, "attempt": 2, "wall_s": 300.0}\n{"step": 5, "attempt": 2, "wall_s": 500.0}\n'
+    )
+    reached = Reached(attempt=2, step=5, wall_s=500.0, saved_step=4, burnt_steps=2, burnt_wall_s=90.0)
+    half.reached.write_bytes(msgspec.json.encode(reached))
+    write_atomically(half.claim, msgspec.json.encode(holder()))
+    site = tmp_path / "site.yaml"
+    site.write_text(SITE)
+    found = status(store, "--site", str(site))
+    done, running = found["runs"][:2]
+    assert (done["gpu_hours_done"], done["gpu_hours_burnt"]) == (4.0, 1.0)
+    assert running["rate_steps_per_s"] == pytest.approx(0.01)
+    assert running["eta_s"] == pytest.approx(500.0)
+    assert running["gpu_hours_done"] == pytest.approx(500 * 4 / 3600)
+    assert running["burnt_flops"] == plan.runs[1].cost.total_flops * 2 // 10
+    totals = found["totals"]
+    hours = 4.0 + 500 * 4 / 3600
+    assert totals["done"] == {
+        "flops": found["done_flops"], "gpu_hours": pytest.approx(hours), "money": pytest.approx(2 * hours)
+    }  # fmt: skip
+    assert totals["burnt"]["gpu_hours"] == pytest.approx(1.0 + 0.1)
+    left_flops = found["planned_flops"] - found["done_flops"]
+    left = 3500.0 * 4 / 3600 * left_flops / plan.runs[0].cost.total_flops
+    assert totals["left"]["flops"] == left_flops
+    assert totals["left"]["gpu_hours"] == pytest.approx(left)
+    assert totals["left"]["money"] == pytest.approx(2 * left)
+    assert (totals["hours_of"], totals["currency"], totals["unknown_runs"]) == ("GPU", "EUR", 0)
+    text = sweep(store, "status", "small", "--site", str(site))
+    assert f"{hours:.4g} GPU-hours, {2 * hours:,.2f} EUR" in text
+    assert "(by what runs took that have finished)" in text
+
+
+def test_before_anything_has_finished_the_site_tells_what_is_left(store: Path, tmp_path: Path) -> None:
+    assert status(store)["totals"]["left"]["gpu_hours"] is None
+    site = tmp_path / "site.yaml"
+    site.write_text(SITE)
+    totals = status(store, "--site", str(site))["totals"]
+    assert totals["left"]["gpu_hours"] > 0
+    assert (totals["left_by"], totals["hours_of"]) == ("the site's speed", "device")
+    assert totals["done"]["gpu_hours"] == totals["burnt"]["money"] == 0.0
+
+
+def test_runs_that_share_a_gpu_pay_their_part_of_it(store: Path, plan: Plan) -> None:
+    save(store, msgspec.structs.replace(plan, execution=ExecSpec(device="cuda")))
+    finish(store, plan.runs[0])
+    folder = jobs_folder(store, "small") / "20260101-000000-aaaaaa"
+    write_record(folder, msgspec.structs.replace(read_record(folder), workers=2))
+    assert status(store)["runs"][0]["gpu_hours_done"] == pytest.approx(1.0 / 3600 / 2)
+
+
+# --- choosing --------------------------------------------------------------------------------------
+
+
+def test_where_failed_and_sort_choose_runs(store: Path, plan: Plan) -> None:
+    free = RunDir(store, plan.runs[5].run_id)
+    free.path.mkdir(parents=True)
+    record_error(free, "data", "no clips at all")
+    finish(store, plan.runs[0])
+
+    def ids(*options: str) -> list[str]:
+        return [row["run_id"] for row in status(store, *options)["runs"]]
+
+    assert ids("--failed") == [free.run_id]
+    assert ids("--where", "state=failed,arm=vjepa") == ids("--where", "kind=data") == [free.run_id]
+    assert ids("--where", "arm=teacher", "--where", "state=done") == [plan.runs[0].run_id]
+    assert ids("--where", "job=7_2") == [plan.runs[4].run_id, plan.runs[5].run_id]
+    assert len(ids("--where", "budget=1e9")) == len(ids("--where", "seed=0")) == 6
+    by_cost = sorted(plan.runs, key=lambda run: -run.cost.total_flops)
+    assert ids("--sort", "flops") == [run.run_id for run in by_cost]
+    text = sweep(store, "status", "small", "--failed")
+    assert "1 of 6 runs" in text
+    assert "no clips at all" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--where", "colour=red"], "keys are arm, student, teacher, state"),
+        (["--where", "arm"], "give KEY=VALUE"),
+        (["--where", "arm=slat"], "has arm teacher, salt, vjepa"),
+        (["--where", "state=dead"], "has state done, running, probing, lost"),
+        (["--where", "seed=1"], "has seed 0"),
+        (["--where", "budget=2e9"], "has budget 1e+09"),
+        (["--where", "job=9"], "there are 7_0, 7_1, 7_2"),
+        (["--sort", "beauty"], "there are name, state, step"),
+        (["--best", "0"], "give at least 1"),
+        (["--best", "3"], "has no probes"),
+        (["--kind", "linear"], "it is for --best N"),
+        (["--watch", "0"], "give at least 1 seconds"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_with_what_there_is(
+    store: Path, options: list[str], words: str
+) -> None:
+    assert words in sweep(store, "status", "small", *options, code=2)
+
+
+def test_best_runs_are_of_one_suite_and_kind(store: Path, plan: Plan) -> None:
+    data = DataSpec(name="list", fingerprint="0" * 64, clips=4)
+    suite = ProbeSpec(
+        labels=("motion", "shape"), kinds=("linear", "attentive"), train=data, selection=data, report=data,
+        train_clips=1, selection_clips=1, report_clips=1,
+    )  # fmt: skip
+    probes = {"p1": suite, "p2": suite}
+    runs = [
+        msgspec.structs.replace(run, probe_ids=("p2",) if place == 0 else ("p1",))
+        for place, run in enumerate(plan.runs)
+    ]
+    save(store, msgspec.structs.replace(plan, probes=probes, runs=tuple(runs)))
+    accuracies = [0.99, 0.3, 0.8, 0.9, 0.5]
+    for place, (run, accuracy) in enumerate(zip(runs, accuracies, strict=False)):
+        scores = [
+            ProbeScore(
+                kind=kind, label=label, frames="ordered", accuracy=value, n_report=1, n_train=1, n_selection=1,
+                classes=2, chance=0.5, selection_accuracy=value, selected={}, flops=1,
+            )
+            for kind, label, value in (
+                ("attentive", "motion", accuracy),
+                ("linear", "motion", 1 - accuracy),
+                ("attentive", "shape", 1.0),
+            )
+        ]  # fmt: skip
+        result = ProbeResult(
+            probe_id=run.probe_ids[0], run_id=run.run_id, encoder_sha256="0", branch="student",
+            scores=tuple(scores), feature_flops=1, wall_s=1.0,
+        )  # fmt: skip
+        write_atomically(RunDir(store, run.run_id).probe(run.probe_ids[0]), pretty_json(result))
+    RunDir(store, runs[3].run_id).probe("p1").write_text("{")  # damaged: it has no score
+    found = status(store, "--best", "2")
+    assert [(row["run_id"], row["accuracy"]) for row in found["runs"]] == [
+        (runs[2].run_id, 0.8),
+        (runs[4].run_id, 0.5),
+    ]
+    assert found["score"] == {"probe_id": "p1", "kind": "attentive", "label": "motion", "frames": "ordered"}
+    text = sweep(store, "status", "small", "--best", "2", "--kind", "linear")
+    assert "best 2 by suite p1, linear probe of motion, frames ordered; 3 of 6 runs have it" in text
+    assert text.index("0.7000") < text.index("0.5000")
+    assert status(store, "--best", "9", "--probe", "p2")["runs"][0]["accuracy"] == 0.99
+    assert "there are p2, p1" in sweep(store, "status", "small", "--best", "1", "--probe", "p", code=2)
+
+
+def test_no_queue_asks_nobody_and_still_says_what_was_sent(store: Path, slurm: FakeSlurm) -> None:
+    found = status(store, "--no-queue")
+    assert slurm.calls("squeue") == slurm.calls("sacct") == []
+    assert found["runs"][5]["reason"] == "sent as 7_2; the queue was not asked"
+    assert found["notes"] == []
+
+
+def test_watching_ends_when_all_is_done_or_at_ctrl_c(store: Path, plan: Plan) -> None:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "salt_cli.py"), "salt-sweep", "status", "small", "--watch", "1"]
+    process = subprocess.Popen(
+        [*command, "--store", str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "small: 3 waiting, 3 pending; 0 of" in line
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    for run in plan.runs:
+        finish(store, run)
+    assert "small: 6 done" in sweep(store, "status", "small", "--watch", "1")
+
+
+# --- logs ------------------------------------------------------------------------------------------
+
+
+def test_logs_are_those_of_one_run_newest_attempt_last(store: Path, plan: Plan) -> None:
+    run, other = plan.runs[0].run_id, plan.runs[1].run_id
+    folder = jobs_folder(store, "small") / "20260101-000000-aaaaaa"
+    (folder / "workers").mkdir()
+    first, second = folder / "workers" / "7_0-1.log", folder / "workers" / "7_0-2.log"
+    first.write_text(
+        f"10:00:00 start teacher nano ({run})\nstep 1\x1b[2J\n10:00:09 FAILED teacher nano ({run}): bad\nworse\n"
+        f"10:00:10 start teacher tiny ({other})\nof another\n10:00:11 done teacher tiny ({other}) in 1.0 s\n"
+    )
+    second.write_text(f"11:00:00 start teacher nano ({run})\nstep 2\n")
+    os.utime(first, (1.0, 1.0))
+    (folder / "logs").mkdir()
+    (folder / "logs" / "7_0_0_log.err").write_text("slurmstepd: error: killed\n")
+    (folder / "logs" / "7_0_0_log.out").touch()
+    (folder / "logs" / "7_1_0_log.err").write_text("of another lane\n")
+    text = sweep(store, "logs", run[:6], "--plan", "small")
+    assert text.splitlines() == [
+        f"==> {folder / 'logs' / '7_0_0_log.err'} <==",
+        "slurmstepd: error: killed",
+        f"==> {first}, from line 1 <==",
+        f"10:00:00 start teacher nano ({run})",
+        "step 1\\x1b[2J",
+        f"10:00:09 FAILED teacher nano ({run}): bad",
+        "worse",
+        f"==> {second}, from line 1 <==",
+        f"11:00:00 start teacher nano ({run})",
+        "step 2",
+    ]
+    assert sweep(store, "logs", run, "--plan", "small", "--lines", "1").splitlines()[-1] == "step 2"
+    with open(second, "a") as file:
+        file.write(f"11:00:02 done teacher nano ({run}) in 2.0 s\n")
+    assert "done teacher nano" in sweep(store, "logs", run, "--plan", "small", "--follow")
+    nothing = sweep(store, "logs", plan.runs[4].run_id, "--plan", "small", code=2)
+    assert f"looked in {store / 'jobs' / 'small'}: worker-*.log" in nothing
+    assert "no run begins so" in sweep(store, "logs", "zz", "--plan", "small", code=2)
+
+
+# --- cancel ----------------------------------------------------------------------------------------
+
+
+def live_queue(slurm: FakeSlurm) -> None:
+    slurm.answers(
+        "squeue",
+        queued(7, 0, "RUNNING", node="n1"),
+        *(queued(7, task, "PENDING", "Priority") for task in (1, 2)),
+        queued(99, 0, "RUNNING", node="n2"),
+    )
+
+
+def test_cancel_takes_all_lanes_of_the_plan_in_one_call(store: Path, slurm: FakeSlurm) -> None:
+    live_queue(slurm)
+    before = {path for path in store.rglob("*") if path.is_file()}
+    text = sweep(store, "cancel", "small", "--yes")
+    assert "cancelled 3 jobs with 6 runs that are not done" in text
+    assert slurm.calls("scancel") == [["7"]]
+    assert {path for path in store.rglob("*") if path.is_file()} == before
+
+
+def test_cancel_of_some_runs_spares_the_others(store: Path, plan: Plan, slurm: FakeSlurm) -> None:
+    live_queue(slurm)
+    ids = [run.run_id for run in plan.runs]
+    refused = sweep(store, "cancel", "small", ids[2], code=2)
+    assert f"{ids[3]} (job 7_1)" in refused
+    assert slurm.calls("scancel") == []
+    sweep(store, "cancel", "small", ids[2], "--with-others")
+    sweep(store, "cancel", "small", ids[2], ids[3][:8])
+    finish(store, plan.runs[1])
+    found = json.loads(sweep(store, "cancel", "small", ids[0], "--json"))
+    assert slurm.calls("scancel") == [["7_1"], ["7_1"], ["7_0"]]
+    assert found["lanes"] == {"7_0": [ids[0]]}
+
+
+def test_cancel_says_why_it_could_not(store: Path, slurm: FakeSlurm) -> None:
+    slurm.answers("squeue", code=1, error="Unable to contact slurm controller")
+    assert "nothing was cancelled: squeue failed" in sweep(store, "cancel", "small", code=2)
+    slurm.answers("squeue")
+    assert "nothing to cancel" in sweep(store, "cancel", "small")
+    live_queue(slurm)
+    slurm.answers("scancel", code=1, error="Access/permission denied")
+    assert "Access/permission denied" in sweep(store, "cancel", "small", code=2)
+
+
+def test_cancel_stops_a_local_submission_here_and_names_another_machine(
+    tmp_path: Path, plan: Plan, slurm: FakeSlurm
+) -> None:
+    store = tmp_path / "local"
+    save(store, plan)
+    folder = record_sent(store, plan, None, [])
+    (folder / "lanes.json").unlink()
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    record = msgspec.structs.replace(
+        read_record(folder), on="local", process=process.pid, started=start_of(process.pid), machine=machine()
+    )
+    write_record(folder, record)
+    refused = sweep(store, "cancel", "small", plan.runs[0].run_id, code=2)
+    assert f"process {process.pid} on this machine runs all of plan small" in refused
+    assert "cancelled process" in sweep(store, "cancel", "small")
+    assert process.wait(30) == -signal.SIGTERM
+    assert "nothing to cancel" in sweep(store, "cancel", "small")
+    write_record(folder, msgspec.structs.replace(record, machine="far/boot/ns", host="far"))
+    assert "nothing to cancel" in sweep(store, "cancel", "small")  # and none of its runs beats
+    claim = RunDir(store, plan.runs[0].run_id).claim
+    write_atomically(claim, msgspec.json.encode(holder(machine="far/boot/ns", host="far")))
+    elsewhere = sweep(store, "cancel", "small", code=2)
+    assert f"as process {process.pid} on far: run `salt-sweep cancel small` there" in elsewhere
+    assert slurm.calls("squeue") == []
+
+
+# --- gc --------------------------------------------------------------------------------------------
+
+
+def test_gc_removes_what_nobody_needs_and_no_run(store: Path, plan: Plan, slurm: FakeSlurm) -> None:
+    jobs = jobs_folder(store, "small")
+    code = store / "jobs" / "code"
+    for name in ("0000", "1111", "2222", "3333"):
+        write_atomically(code / name / "salt" / "a.py", b"x" * 100)
+        os.utime(code / name, (1.0, 1.0))
+    write_atomically(code / "4444" / "salt" / "a.py", b"young")
+    over = jobs / "20260101-000000-aaaaaa"
+    ids = [run.run_id for run in plan.runs]
+    lives = record_sent(store, plan, "8", [[ids[0]]], name="20260102-000000-bbbbbb", code=str(code / "1111"))
+    finished = record_sent(
+        store, plan, "9", [[ids[1]]], name="20260103-000000-cccccc", code=str(code / "2222")
+    )
+    finish(store, plan.runs[1])
+    write_record(over, msgspec.structs.replace(read_record(over), code=str(code / "0000")))
+    for folder in (over, lives, finished):
+        write_atomically(folder / "logs" / "lane.pkl", b"pickle")
+        write_atomically(folder / "logs" / "array-0.sh", b"#!/bin/sh\n")
+        write_atomically(folder / "logs" / "7_0_0_log.out", b"")
+        write_atomically(folder / "logs" / "7_0_0_log.err", b"said")
+        write_atomically(folder / "workers" / "7_0-1.log", b"said")
+    slurm.answers("squeue", code=1, error="down")
+    assert "nothing is removed: squeue failed" in sweep(store, "gc", "small", code=2)
+    slurm.answers("squeue", queued(8, 0, "RUNNING", node="n1"))
+    runs = {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*")}
+    found = json.loads(sweep(store, "gc", "small", "--json", "--yes"))
+    assert sorted(found["removed"]["scripts"]) == sorted(
+        str(folder / "logs" / name)
+        for folder in (over, finished)
+        for name in ("lane.pkl", "array-0.sh", "7_0_0_log.out")
+    )
+    # 0000: of runs that are not done; 1111: of a job that lives; 2222: all its runs are done; 3333: nobody's.
+    assert [Path(path).name for path in found["removed"]["code"]] == ["2222", "3333"]
+    assert found["bytes"]["code"] == 200
+    assert sorted(path.name for path in code.iterdir()) == ["0000", "1111", "4444"]
+    assert (lives / "logs" / "lane.pkl").exists()
+    assert (over / "logs" / "7_0_0_log.err").read_bytes() == b"said"
+    assert (over / "submission.json").exists()
+    assert "removed 16 bytes" in sweep(store, "gc", "--logs", "--yes")
+    assert not (over / "workers" / "7_0-1.log").exists()
+    assert (lives / "workers" / "7_0-1.log").exists()
+    assert {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*")} == runs
+    assert "nothing to remove" in sweep(store, "gc", "--logs")
+
+
+def test_code_stays_while_a_worker_here_may_run_it(store: Path, plan: Plan) -> None:
+    code = store / "jobs" / "code" / "0000"
+    write_atomically(code / "a.py", b"x")
+    os.utime(code, (1.0, 1.0))
+    claim = RunDir(store, plan.runs[0].run_id).claim
+    write_atomically(claim, msgspec.json.encode(holder()))
+    found = json.loads(sweep(store, "gc", "--json", "--yes"))
+    assert found["removed"]["code"] == []
+    assert "all code is kept: a process on this machine works on" in found["kept"][0]
+    claim.unlink()
+    assert json.loads(sweep(store, "gc", "--json", "--yes"))["removed"]["code"] == [str(code)]
