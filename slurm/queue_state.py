@@ -93,7 +93,8 @@ class LaneState(Spec, kw_only=True):
         if self.phase is LanePhase.RUNNING:
             return f"job {self.lane} runs{where}"
         head = f"queued again as {self.lane}" if self.again else f"queued as {self.lane}"
-        return f"{head} ({self.reason or self.word}){self._way_out()}"
+        why = self.reason or ("" if self.word == "PENDING" else self.word)
+        return f"{head}{f' ({why})' if why else ''}{self._way_out()}"
 
     def _way_out(self) -> str:
         if self.held:

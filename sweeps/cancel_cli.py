@@ -195,7 +195,10 @@ def _what(found: Cancelled) -> str:
     parts = []
     if found.lanes:
         runs = {name for _, names in found.lanes.values() for name in names}
-        parts.append(f"{len(found.lanes)} jobs with {len(runs)} runs that are not done")
+        jobs, count = len(found.lanes), len(runs)
+        parts.append(
+            f"{jobs} job{'s' if jobs > 1 else ''} with {count} unfinished run{'s' if count != 1 else ''}"
+        )
     parts += [f"process {record.process} on this machine" for record in found.local]
     return " and ".join(parts)
 

@@ -1,4 +1,4 @@
-"""`salt-sweep status`, `logs`, `cancel` and `gc`, with a stand-in for Slurm."""
+"""`salt-sweep status` and `logs`, with a stand-in for Slurm."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 
 from salt.plan_specs import Plan
 from salt.plans import encode_plan, plan_dir
-from salt.processes import machine, start_of
 from salt.reached import Reached
 from salt.result_specs import ProbeResult, ProbeScore
 from salt.specs import DataSpec, ExecSpec, ProbeSpec
@@ -20,7 +19,7 @@ from salt.store import RunDir, pretty_json, write_atomically
 from slurm.records import jobs_folder, read_record, write_record
 from slurm.worker import record_error
 from tests.drain_kit import finish, holder, plan
-from tests.fake_slurm import FakeSlurm, queued, record_sent
+from tests.fake_slurm import FakeSlurm, record_sent
 from tests.fuzz_kit import command as called
 
 __all__ = ["plan"]  # a fixture
@@ -197,11 +196,11 @@ def test_best_runs_are_of_one_suite_and_kind(store: Path, plan: Plan) -> None:
     ]
     save(store, msgspec.structs.replace(plan, probes=probes, runs=tuple(runs)))
     accuracies = [0.99, 0.3, 0.8, 0.9, 0.5]
-    for place, (run, accuracy) in enumerate(zip(runs, accuracies, strict=False)):
+    for run, accuracy in zip(runs, accuracies, strict=False):
         scores = [
             ProbeScore(
-                kind=kind, label=label, frames="ordered", accuracy=value, n_report=1, n_train=1, n_selection=1,
-                classes=2, chance=0.5, selection_accuracy=value, selected={}, flops=1,
+                kind=kind, label=label, frames="ordered", accuracy=value, n_report=1, n_train=1,
+                n_selection=1, classes=2, chance=0.5, selection_accuracy=value, selected={}, flops=1,
             )
             for kind, label, value in (
                 ("attentive", "motion", accuracy),
@@ -261,7 +260,8 @@ def test_logs_are_those_of_one_run_newest_attempt_last(store: Path, plan: Plan) 
     (folder / "workers").mkdir()
     first, second = folder / "workers" / "7_0-1.log", folder / "workers" / "7_0-2.log"
     first.write_text(
-        f"10:00:00 start teacher nano ({run})\nstep 1\x1b[2J\n10:00:09 FAILED teacher nano ({run}): bad\nworse\n"
+        f"10:00:00 start teacher nano ({run})\nstep 1\x1b[2J\n"
+        f"10:00:09 FAILED teacher nano ({run}): bad\nworse\n"
         f"10:00:10 start teacher tiny ({other})\nof another\n10:00:11 done teacher tiny ({other}) in 1.0 s\n"
     )
     second.write_text(f"11:00:00 start teacher nano ({run})\nstep 2\n")
@@ -290,135 +290,3 @@ def test_logs_are_those_of_one_run_newest_attempt_last(store: Path, plan: Plan) 
     nothing = sweep(store, "logs", plan.runs[4].run_id, "--plan", "small", code=2)
     assert f"looked in {store / 'jobs' / 'small'}: worker-*.log" in nothing
     assert "no run begins so" in sweep(store, "logs", "zz", "--plan", "small", code=2)
-
-
-# --- cancel ----------------------------------------------------------------------------------------
-
-
-def live_queue(slurm: FakeSlurm) -> None:
-    slurm.answers(
-        "squeue",
-        queued(7, 0, "RUNNING", node="n1"),
-        *(queued(7, task, "PENDING", "Priority") for task in (1, 2)),
-        queued(99, 0, "RUNNING", node="n2"),
-    )
-
-
-def test_cancel_takes_all_lanes_of_the_plan_in_one_call(store: Path, slurm: FakeSlurm) -> None:
-    live_queue(slurm)
-    before = {path for path in store.rglob("*") if path.is_file()}
-    text = sweep(store, "cancel", "small", "--yes")
-    assert "cancelled 3 jobs with 6 runs that are not done" in text
-    assert slurm.calls("scancel") == [["7"]]
-    assert {path for path in store.rglob("*") if path.is_file()} == before
-
-
-def test_cancel_of_some_runs_spares_the_others(store: Path, plan: Plan, slurm: FakeSlurm) -> None:
-    live_queue(slurm)
-    ids = [run.run_id for run in plan.runs]
-    refused = sweep(store, "cancel", "small", ids[2], code=2)
-    assert f"{ids[3]} (job 7_1)" in refused
-    assert slurm.calls("scancel") == []
-    sweep(store, "cancel", "small", ids[2], "--with-others")
-    sweep(store, "cancel", "small", ids[2], ids[3][:8])
-    finish(store, plan.runs[1])
-    found = json.loads(sweep(store, "cancel", "small", ids[0], "--json"))
-    assert slurm.calls("scancel") == [["7_1"], ["7_1"], ["7_0"]]
-    assert found["lanes"] == {"7_0": [ids[0]]}
-
-
-def test_cancel_says_why_it_could_not(store: Path, slurm: FakeSlurm) -> None:
-    slurm.answers("squeue", code=1, error="Unable to contact slurm controller")
-    assert "nothing was cancelled: squeue failed" in sweep(store, "cancel", "small", code=2)
-    slurm.answers("squeue")
-    assert "nothing to cancel" in sweep(store, "cancel", "small")
-    live_queue(slurm)
-    slurm.answers("scancel", code=1, error="Access/permission denied")
-    assert "Access/permission denied" in sweep(store, "cancel", "small", code=2)
-
-
-def test_cancel_stops_a_local_submission_here_and_names_another_machine(
-    tmp_path: Path, plan: Plan, slurm: FakeSlurm
-) -> None:
-    store = tmp_path / "local"
-    save(store, plan)
-    folder = record_sent(store, plan, None, [])
-    (folder / "lanes.json").unlink()
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    record = msgspec.structs.replace(
-        read_record(folder), on="local", process=process.pid, started=start_of(process.pid), machine=machine()
-    )
-    write_record(folder, record)
-    refused = sweep(store, "cancel", "small", plan.runs[0].run_id, code=2)
-    assert f"process {process.pid} on this machine runs all of plan small" in refused
-    assert "cancelled process" in sweep(store, "cancel", "small")
-    assert process.wait(30) == -signal.SIGTERM
-    assert "nothing to cancel" in sweep(store, "cancel", "small")
-    write_record(folder, msgspec.structs.replace(record, machine="far/boot/ns", host="far"))
-    assert "nothing to cancel" in sweep(store, "cancel", "small")  # and none of its runs beats
-    claim = RunDir(store, plan.runs[0].run_id).claim
-    write_atomically(claim, msgspec.json.encode(holder(machine="far/boot/ns", host="far")))
-    elsewhere = sweep(store, "cancel", "small", code=2)
-    assert f"as process {process.pid} on far: run `salt-sweep cancel small` there" in elsewhere
-    assert slurm.calls("squeue") == []
-
-
-# --- gc --------------------------------------------------------------------------------------------
-
-
-def test_gc_removes_what_nobody_needs_and_no_run(store: Path, plan: Plan, slurm: FakeSlurm) -> None:
-    jobs = jobs_folder(store, "small")
-    code = store / "jobs" / "code"
-    for name in ("0000", "1111", "2222", "3333"):
-        write_atomically(code / name / "salt" / "a.py", b"x" * 100)
-        os.utime(code / name, (1.0, 1.0))
-    write_atomically(code / "4444" / "salt" / "a.py", b"young")
-    over = jobs / "20260101-000000-aaaaaa"
-    ids = [run.run_id for run in plan.runs]
-    lives = record_sent(store, plan, "8", [[ids[0]]], name="20260102-000000-bbbbbb", code=str(code / "1111"))
-    finished = record_sent(
-        store, plan, "9", [[ids[1]]], name="20260103-000000-cccccc", code=str(code / "2222")
-    )
-    finish(store, plan.runs[1])
-    write_record(over, msgspec.structs.replace(read_record(over), code=str(code / "0000")))
-    for folder in (over, lives, finished):
-        write_atomically(folder / "logs" / "lane.pkl", b"pickle")
-        write_atomically(folder / "logs" / "array-0.sh", b"#!/bin/sh\n")
-        write_atomically(folder / "logs" / "7_0_0_log.out", b"")
-        write_atomically(folder / "logs" / "7_0_0_log.err", b"said")
-        write_atomically(folder / "workers" / "7_0-1.log", b"said")
-    slurm.answers("squeue", code=1, error="down")
-    assert "nothing is removed: squeue failed" in sweep(store, "gc", "small", code=2)
-    slurm.answers("squeue", queued(8, 0, "RUNNING", node="n1"))
-    runs = {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*")}
-    found = json.loads(sweep(store, "gc", "small", "--json", "--yes"))
-    assert sorted(found["removed"]["scripts"]) == sorted(
-        str(folder / "logs" / name)
-        for folder in (over, finished)
-        for name in ("lane.pkl", "array-0.sh", "7_0_0_log.out")
-    )
-    # 0000: of runs that are not done; 1111: of a job that lives; 2222: all its runs are done; 3333: nobody's.
-    assert [Path(path).name for path in found["removed"]["code"]] == ["2222", "3333"]
-    assert found["bytes"]["code"] == 200
-    assert sorted(path.name for path in code.iterdir()) == ["0000", "1111", "4444"]
-    assert (lives / "logs" / "lane.pkl").exists()
-    assert (over / "logs" / "7_0_0_log.err").read_bytes() == b"said"
-    assert (over / "submission.json").exists()
-    assert "removed 16 bytes" in sweep(store, "gc", "--logs", "--yes")
-    assert not (over / "workers" / "7_0-1.log").exists()
-    assert (lives / "workers" / "7_0-1.log").exists()
-    assert {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*")} == runs
-    assert "nothing to remove" in sweep(store, "gc", "--logs")
-
-
-def test_code_stays_while_a_worker_here_may_run_it(store: Path, plan: Plan) -> None:
-    code = store / "jobs" / "code" / "0000"
-    write_atomically(code / "a.py", b"x")
-    os.utime(code, (1.0, 1.0))
-    claim = RunDir(store, plan.runs[0].run_id).claim
-    write_atomically(claim, msgspec.json.encode(holder()))
-    found = json.loads(sweep(store, "gc", "--json", "--yes"))
-    assert found["removed"]["code"] == []
-    assert "all code is kept: a process on this machine works on" in found["kept"][0]
-    claim.unlink()
-    assert json.loads(sweep(store, "gc", "--json", "--yes"))["removed"]["code"] == [str(code)]
