@@ -11,9 +11,11 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from salt.attempts import attempts_allowed, progress
+from salt.attempts import attempts_allowed
+from salt.attempts import progress as how_far
 from salt.plan_specs import Plan
 from salt.plans import read_plan
 from salt.signals import STOP, heeding
@@ -69,7 +71,7 @@ def run_lane(store: Path, plan_name: str, submission: str) -> str:
         say(f"lane {job} on {os.environ.get('SLURMD_NODENAME', 'an unknown node')}, plan {plan_name}")
         if chunk.prepares:
             return _prepare(store, plan)
-        lane = _Lane(store, part_of(plan, chunk.lanes[task].runs), folder, record, chunk, task, job)
+        lane = Lane(store, plan, folder, record, chunk, task, job)
         ended = lane.run()
         say(ended)
         return ended
@@ -83,9 +85,11 @@ def _prepare(store: Path, plan: Plan) -> str:
 
 
 @dataclass
-class _Lane:
+class Lane:
+    """One job at work; its methods are called in turn by `run`."""
+
     store: Path
-    plan: Plan  # this lane's runs, and those that they begin from
+    whole: Plan
     folder: Path
     record: SubmissionRecord
     chunk: Chunk
@@ -98,10 +102,15 @@ class _Lane:
     def own(self) -> tuple[str, ...]:
         return self.chunk.lanes[self.task].runs
 
+    @cached_property
+    def plan(self) -> Plan:
+        """This lane's runs, and those that they begin from."""
+        return part_of(self.whole, self.own)
+
     def run(self) -> str:
         submission = Submission(
             store=self.store,
-            plan=self.plan,
+            plan=self.whole,
             since_ns=self.record.since_ns,
             retry_diverged=self.record.retry_diverged,
             retry_given_up=self.record.retry_given_up,
@@ -111,7 +120,7 @@ class _Lane:
         request_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         if request_nodes > 1 and self.record.profile is not None:
             os.environ[LAYOUT_VARIABLE] = self.record.profile.layout
-        before, self.ends_unix_s = self._progress(), _end_unix_s(self.job)
+        before, self.ends_unix_s = self.progress(), _end_unix_s(self.job)
         fleet = Fleet(submission, self.record.workers, logs=self.folder / "workers", name=self.job)
         try:
             fleet.start()
@@ -121,15 +130,23 @@ class _Lane:
         finally:
             fleet.stop()
         self._tell(fleet)
-        return self._end(before)
+        return self.end(before)
 
     def _tell(self, fleet: Fleet) -> None:
         for death in fleet.deaths[self.told :]:
             say(death)
         self.told = len(fleet.deaths)
 
-    def _end(self, before: str) -> str:
-        standings = assess(self.store, self.plan, since_ns=self.record.since_ns, retry_machine=True)
+    def end(self, before: str) -> str:
+        standings = assess(
+            self.store,
+            self.plan,
+            since_ns=self.record.since_ns,
+            retry_diverged=self.record.retry_diverged,
+            retry_given_up=self.record.retry_given_up,
+            retry_kinds=self.record.retry_kinds,
+            retry_machine=True,
+        )
         left = [name for name in self.own if standings[name].state not in (State.DONE, *STUCK)]
         failed = [name for name in self.own if standings[name].state in STUCK]
         if left and STOP.request is not None:
@@ -150,12 +167,11 @@ class _Lane:
     def _avoid_bad_nodes(self) -> None:
         """Leave out nodes on which runs keep ending, this one perhaps, when the lane is started again."""
         profile = self.record.profile
-        whole = read_plan(self.store, self.plan.name)
-        bad = bad_nodes(self.store, whole, profile.exclude_after) if profile is not None else {}
+        bad = bad_nodes(self.store, self.whole, profile.exclude_after) if profile is not None else {}
         if profile is None or not bad:
             return
         names = ",".join(dict.fromkeys([*profile.exclude, *sorted(bad)]))
-        for line in node_table(bad, {name: str(each) for name, each in run_names(whole).items()}):
+        for line in node_table(bad, {name: str(each) for name, each in run_names(self.whole).items()}):
             say(line)
         try:
             ask(["scontrol", "update", f"jobid={self.job}", f"ExcNodeList={names}"], REQUEUE_S)
@@ -211,7 +227,7 @@ class _Lane:
             return 0  # a preemption: it may come at any time, and as often as it likes
         file = self.folder / "lanes" / f"{self.job}.json"
         tries = read_json(file, Tries) if file.exists() else Tries()
-        now = self._progress()
+        now = self.progress()
         vain = tries.vain + 1 if now == before else 0
         write_atomically(file, pretty_json(Tries(vain=vain, progress=now)))
         return vain
@@ -224,8 +240,8 @@ class _Lane:
         delay_s = 0 if self.record.profile is None else self.record.profile.signal_delay_s
         return asked.unix_s >= end - delay_s - LIMIT_SLACK_S
 
-    def _progress(self) -> str:
-        return "; ".join(progress(RunDir(self.store, name)) for name in self.own)
+    def progress(self) -> str:
+        return "; ".join(how_far(RunDir(self.store, name)) for name in self.own)
 
 
 def _end_unix_s(job: str) -> float | None:

@@ -147,9 +147,6 @@ def assess(
         if run.run_id in known_done:
             standings[run.run_id] = Standing(run_id=run.run_id, state=State.DONE, trained=True)
         else:
-            retry = Retry(
-                since_ns=since_ns, diverged=retry_diverged, given_up=retry_given_up, kinds=retry_kinds
-            )
             try:
                 standings[run.run_id] = _stand(store, run, specs, standings, retry)
             except DamagedFile as damage:  # costs this run alone: the others are told of and sent
