@@ -132,13 +132,21 @@ class _Submissions:
             by_folder.setdefault(each.folder, []).append(each)
         for folder, record in submissions(self.store, self.name):
             arrays = by_folder.get(folder, [])
-            lives_on = _any_live(arrays, there) or _runs_here(record)
+            lives_on = _any_live(arrays, there) or self._may_run(record)
             if not lives_on:
                 self.over.append(folder)
             runs = {name for each in arrays for lane in each.chunk.lanes for name in lane.runs}
             wanted = unfinished is None or bool(unfinished & runs if record.on == "slurm" else unfinished)
             if record.code is not None and (lives_on or wanted):
                 self.needed.append(self.store / record.code)
+
+    def _may_run(self, record: SubmissionRecord) -> bool:
+        """Whether a local submission runs; on another machine it may while any run of the plan is claimed."""
+        if record.on != "local":
+            return False
+        if record.process is None or record.machine != machine():
+            return self.busy
+        return lives(record.process, record.started)
 
     def _plan(self) -> Plan | None:
         try:
@@ -172,15 +180,6 @@ def _any_live(sent: Iterable[Sent], there: Mapping[LaneRef, QueuedTask]) -> bool
         if each.chunk.job is not None
         for task in range(len(each.chunk.lanes))
     )
-
-
-def _runs_here(record: SubmissionRecord) -> bool:
-    """Whether a local submission runs, as far as this machine can tell: of another one it may."""
-    if record.on != "local":
-        return False
-    if record.process is None or record.machine != machine():
-        return True
-    return lives(record.process, record.started)
 
 
 def _files(plan: _Submissions, found: Leftovers, logs: bool) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class StatusReader:
     """Reads the status of a plan again and again; what is done is read once.
 
     Args:
-        seconds: what each run takes by estimate, which tells the hours left before runs have finished.
+        seconds: gives what each run takes by estimate, by id, for the hours left before runs have finished.
         price_per_gpu_hour, currency: None where the site names no price.
     """
 
@@ -55,7 +55,7 @@ class StatusReader:
         store: Path,
         plan: Plan,
         *,
-        seconds: Mapping[str, float] | None = None,
+        seconds: Callable[[], Mapping[str, float]] | None = None,
         price_per_gpu_hour: float | None = None,
         currency: str | None = None,
     ) -> None:
@@ -189,7 +189,8 @@ class StatusReader:
         seconds, by = self._pace.seconds_left(status), "what runs took that have finished"
         if seconds is None and self._seconds is not None:
             shares = ((row, 1 - row.done_flops / max(row.planned_flops, 1)) for row in open_rows)
-            seconds, by = sum(self._seconds[row.run_id] * share for row, share in shares), "the site's speed"
+            expected = self._seconds()
+            seconds, by = sum(expected[row.run_id] * share for row, share in shares), "the site's speed"
         processes = self._plan.execution.processes
         left = None if seconds is None else seconds * processes / 3600
         begun = [row for row in status.runs if row.state is State.DONE or row.step is not None]

@@ -195,12 +195,13 @@ def _what(found: Cancelled) -> str:
     parts = []
     if found.lanes:
         runs = {name for _, names in found.lanes.values() for name in names}
-        jobs, count = len(found.lanes), len(runs)
-        parts.append(
-            f"{jobs} job{'s' if jobs > 1 else ''} with {count} unfinished run{'s' if count != 1 else ''}"
-        )
+        parts.append(f"{_count(len(found.lanes), 'job')} with {_count(len(runs), 'unfinished run')}")
     parts += [f"process {record.process} on this machine" for record in found.local]
     return " and ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _lines(found: Cancelled, names: dict[str, str]) -> list[str]:

@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +120,8 @@ def _shown(store: Path, plan: Plan, status: PlanStatus, choice: Choice) -> list[
 
 def _site(
     args: argparse.Namespace, store: Path, plan: Plan
-) -> tuple[Any, dict[str, float] | None, list[str]]:
-    """The site, what runs take there, and what could not be read of one that was not asked for."""
+) -> tuple[Any, Callable[[], dict[str, float]] | None, list[str]]:
+    """The site, how to know what runs take there, and what is wrong with one that was not asked for."""
     from sweeps.estimates import estimate, site_of_plan
 
     try:
@@ -130,7 +132,7 @@ def _site(
         return None, None, [f"no money and hours left by the site's speed: {shown(error)}"]
     if site is None:
         return None, None, []
-    return site, estimate(store, plan, site).seconds, []
+    return site, cache(lambda: estimate(store, plan, site).seconds), []
 
 
 # --- again and again ------------------------------------------------------------------------------
