@@ -104,7 +104,15 @@ def _ways(cluster: Cluster, study: Study, happened: Counter[str]) -> Iterator[No
     def restart(name: str) -> None:
         cluster.stop(name)
         time.sleep(5.0)
-        cluster.restart(name)
+        for tried in range(3):  # a busy machine: a daemon may not find its port free at once
+            try:
+                return cluster.restart(name)
+            except AssertionError:
+                log = (cluster.folder / "log" / f"{name}.log").read_text()
+                say(f"{name} did not start: {log[-500:]}")
+                if tried == 2:
+                    raise
+                time.sleep(2.0)
 
     def submit_again() -> None:
         answer = json.loads(study.submit("--slurm", "time=2", "--slurm", "signal_delay_s=50", "--json"))
