@@ -106,7 +106,8 @@ def _ways(cluster: Cluster, study: Study, happened: Counter[str]) -> Iterator[No
         time.sleep(5.0)
         for tried in range(3):  # a busy machine: a daemon may not find its port free at once
             try:
-                return cluster.restart(name)
+                cluster.restart(name)
+                return
             except AssertionError:
                 log = (cluster.folder / "log" / f"{name}.log").read_text()
                 say(f"{name} did not start: {log[-500:]}")
