@@ -1,7 +1,6 @@
-"""`salt-sweep status` and `logs`, with a stand-in for Slurm."""
+"""`salt-sweep status`, with a stand-in for Slurm."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -249,44 +248,3 @@ def test_watching_ends_when_all_is_done_or_at_ctrl_c(store: Path, plan: Plan) ->
     for run in plan.runs:
         finish(store, run)
     assert "small: 6 done" in sweep(store, "status", "small", "--watch", "1")
-
-
-# --- logs ------------------------------------------------------------------------------------------
-
-
-def test_logs_are_those_of_one_run_newest_attempt_last(store: Path, plan: Plan) -> None:
-    run, other = plan.runs[0].run_id, plan.runs[1].run_id
-    folder = jobs_folder(store, "small") / "20260101-000000-aaaaaa"
-    (folder / "workers").mkdir()
-    first, second = folder / "workers" / "7_0-1.log", folder / "workers" / "7_0-2.log"
-    first.write_text(
-        f"10:00:00 start teacher nano ({run})\nstep 1\x1b[2J\n"
-        f"10:00:09 FAILED teacher nano ({run}): bad\nworse\n"
-        f"10:00:10 start teacher tiny ({other})\nof another\n10:00:11 done teacher tiny ({other}) in 1.0 s\n"
-    )
-    second.write_text(f"11:00:00 start teacher nano ({run})\nstep 2\n")
-    os.utime(first, (1.0, 1.0))
-    (folder / "logs").mkdir()
-    (folder / "logs" / "7_0_0_log.err").write_text("slurmstepd: error: killed\n")
-    (folder / "logs" / "7_0_0_log.out").touch()
-    (folder / "logs" / "7_1_0_log.err").write_text("of another lane\n")
-    text = sweep(store, "logs", run[:6], "--plan", "small")
-    assert text.splitlines() == [
-        f"==> {folder / 'logs' / '7_0_0_log.err'} <==",
-        "slurmstepd: error: killed",
-        f"==> {first}, from line 1 <==",
-        f"10:00:00 start teacher nano ({run})",
-        "step 1\\x1b[2J",
-        f"10:00:09 FAILED teacher nano ({run}): bad",
-        "worse",
-        f"==> {second}, from line 1 <==",
-        f"11:00:00 start teacher nano ({run})",
-        "step 2",
-    ]
-    assert sweep(store, "logs", run, "--plan", "small", "--lines", "1").splitlines()[-1] == "step 2"
-    with open(second, "a") as file:
-        file.write(f"11:00:02 done teacher nano ({run}) in 2.0 s\n")
-    assert "done teacher nano" in sweep(store, "logs", run, "--plan", "small", "--follow")
-    nothing = sweep(store, "logs", plan.runs[4].run_id, "--plan", "small", code=2)
-    assert f"looked in {store / 'jobs' / 'small'}: worker-*.log" in nothing
-    assert "no run begins so" in sweep(store, "logs", "zz", "--plan", "small", code=2)
