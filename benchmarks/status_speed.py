@@ -224,9 +224,8 @@ def main() -> int:
             )
             taken = time.perf_counter() - began
             worst = max(worst, taken)
-            print(
-                f"status {' '.join(options):<12} {taken:6.2f} s, limit {LIMIT_S:g} s: {taken / LIMIT_S:.2f}"
-            )
+            name = " ".join(["status", *options, *(["(Slurm hangs)"] if hangs else [])])
+            print(f"{name:<24} {taken:6.2f} s, limit {LIMIT_S:g} s: {taken / LIMIT_S:.2f}")
     return 0 if worst <= LIMIT_S else 1
 
 

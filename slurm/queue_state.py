@@ -20,10 +20,12 @@ import msgspec
 from salt.plan_specs import Plan
 from salt.specs import Spec
 from slurm.records import LaneRef, Sent, live, readable_chunks, with_jobs
-from slurm.scheduler import PastTask, QueuedTask, SchedulerSilent, past, queue
+from slurm.scheduler import ASK_S, PastTask, QueuedTask, SchedulerSilent, past, queue
 
 #: sacct's times are by the cluster's clock: ask from a day before the first submission.
 _MARGIN_S = 86_400.0
+#: For sacct where squeue was silent: it mostly is, too, and a status of many runs has other work to do.
+_AFTER_SILENCE_S = 2.5
 _HELD = re.compile(r"held|hold", re.IGNORECASE)
 _NEVER = "DependencyNeverSatisfied"
 #: Words of sacct for a job that has not ended.
@@ -155,7 +157,8 @@ class QueueQuestion:
         }
         if ended and self._ask:
             try:
-                known = _accounting(ended.values(), answer.sent)
+                limit_s = ASK_S if answer.tasks is not None else _AFTER_SILENCE_S
+                known = _accounting(ended.values(), answer.sent, limit_s)
             except SchedulerSilent as silent:
                 notes.append(f"{silent}: how jobs that left the queue ended is not known")
             else:
@@ -214,11 +217,13 @@ def _state(sent: Sent, place: int, there: Mapping[LaneRef, QueuedTask], answered
     )
 
 
-def _accounting(states: Iterable[LaneState], sent: Sequence[Sent]) -> dict[tuple[str, int | None], PastTask]:
+def _accounting(
+    states: Iterable[LaneState], sent: Sequence[Sent], limit_s: float
+) -> dict[tuple[str, int | None], PastTask]:
     jobs = sorted({state.lane.job for state in states if state.lane is not None}, key=int)
     first_s = min(each.record.unix_s for each in sent if each.chunk.job in jobs)
     since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(first_s - _MARGIN_S))
-    return past(jobs, since)
+    return past(jobs, since, limit_s)
 
 
 def _ended(state: LaneState, known: Mapping[tuple[str, int | None], PastTask]) -> LaneState:
