@@ -150,16 +150,29 @@ def test_gc_removes_what_nobody_needs_and_no_run(store: Path, plan: Plan, slurm:
     assert "nothing is removed: squeue failed" in sweep(store, "gc", "small", code=2)
     slurm.answers("squeue", queued(8, 0, "RUNNING", node="n1"))
     runs = {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*")}
+    temporary, made = (over / f".a.json.{pid}.tmp" for pid in (dead_process(), os.getppid()))
+    temporary.write_text("half")
+    made.write_text("half")
+    write_atomically(over / "lanes" / "7_0.json", b"{}")
     found = json.loads(sweep(store, "gc", "small", "--json", "--yes"))
-    assert sorted(found["removed"]["scripts"]) == sorted(
-        str(folder / "logs" / name)
+    assert (found["removed"]["code"], found["removed"]["temporaries"]) == ([], [str(temporary)])
+    assert made.exists()
+    assert not (over / "lanes").exists()
+    assert sorted(found["removed"]["files"]) == sorted(
+        str(folder / name)
         for folder in (over, finished)
-        for name in ("lane.pkl", "array-0.sh", "7_0_0_log.out")
+        for name in ("logs/lane.pkl", "logs/array-0.sh", "logs/7_0_0_log.out", "lanes/7_0.json")
+        if folder == over or not name.startswith("lanes")
     )
-    # 0000: of runs that are not done; 1111: of a job that lives; 2222: all its runs are done; 3333: nobody's.
-    assert [Path(path).name for path in found["removed"]["code"]] == ["2222", "3333"]
-    assert found["bytes"]["code"] == 200
-    assert sorted(path.name for path in code.iterdir()) == ["0000", "1111", "4444"]
+    # All but 3333 are of a plan that is not done; 4444 is young.
+    found = json.loads(sweep(store, "gc", "--code", "--json", "--yes"))
+    assert [Path(path).name for path in found["removed"]["code"]] == ["3333"]
+    assert found["bytes"] == {"files": 0, "temporaries": 0, "logs": 0, "code": 100}
+    for run in plan.runs:
+        finish(store, run)
+    runs = {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*")}
+    sweep(store, "gc", "--code")
+    assert sorted(path.name for path in code.iterdir()) == ["1111", "4444"]  # 1111: of a job in the queue
     assert (lives / "logs" / "lane.pkl").exists()
     assert (over / "logs" / "7_0_0_log.err").read_bytes() == b"said"
     assert (over / "submission.json").exists()
@@ -170,14 +183,52 @@ def test_gc_removes_what_nobody_needs_and_no_run(store: Path, plan: Plan, slurm:
     assert "nothing to remove" in sweep(store, "gc", "--logs")
 
 
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_jobs_that_another_queue_has_are_known_by_their_claims(store: Path, plan: Plan) -> None:
+    folder = jobs_folder(store, "small") / "20260101-000000-aaaaaa"
+    write_atomically(folder / "logs" / "lane.pkl", b"pickle")
+    claim = RunDir(store, plan.runs[0].run_id).claim
+    write_atomically(claim, msgspec.json.encode(holder(machine="far/boot/ns", host="far")))
+    assert "nothing to remove" in sweep(store, "gc", "small")
+    claim.unlink()
+    assert "removed 6 bytes" in sweep(store, "gc", "small")
+    assert not (folder / "logs").exists()
+
+
+def test_gc_of_local_submissions_asks_no_queue(store: Path, plan: Plan, slurm: FakeSlurm) -> None:
+    slurm.answers("squeue", code=1, error="down")
+    save(store, msgspec.structs.replace(plan, name="here"))
+    folder = record_sent(store, msgspec.structs.replace(plan, name="here"), None, [])
+    (folder / "lanes.json").unlink()
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    own = {"process": process.pid, "started": start_of(process.pid), "machine": machine()}
+    write_record(folder, msgspec.structs.replace(read_record(folder), on="local", **own))
+    write_atomically(folder / "local.log", b"said")
+    write_atomically(folder / "workers" / "worker-1-1.log", b"")
+    assert "nothing to remove" in sweep(store, "gc", "here", "--logs")
+    process.kill()
+    process.wait()
+    found = json.loads(sweep(store, "gc", "here", "--logs", "--json"))["removed"]
+    assert found["files"] == [str(folder / "workers" / "worker-1-1.log")]
+    assert found["logs"] == [str(folder / "local.log")]
+    assert [path.name for path in folder.iterdir()] == ["submission.json"]
+    assert "jobs of plan small are over is not known" in sweep(store, "gc", "here", "small", code=2)
+
+
 def test_code_stays_while_a_worker_here_may_run_it(store: Path, plan: Plan) -> None:
     code = store / "jobs" / "code" / "0000"
     write_atomically(code / "a.py", b"x")
     os.utime(code, (1.0, 1.0))
     claim = RunDir(store, plan.runs[0].run_id).claim
+    (jobs_folder(store, "small") / "20260101-000000-aaaaaa" / "lanes.json").unlink()
     write_atomically(claim, msgspec.json.encode(holder()))
-    found = json.loads(sweep(store, "gc", "--json", "--yes"))
+    found = json.loads(sweep(store, "gc", "--code", "--json", "--yes"))
     assert found["removed"]["code"] == []
-    assert "all code is kept: a process on this machine works on" in found["kept"][0]
+    assert "all code is kept: a process outside of jobs works on" in found["kept"][0]
     claim.unlink()
-    assert json.loads(sweep(store, "gc", "--json", "--yes"))["removed"]["code"] == [str(code)]
+    assert json.loads(sweep(store, "gc", "--code", "--json", "--yes"))["removed"]["code"] == [str(code)]
