@@ -125,9 +125,8 @@ def remove(found: Leftovers) -> list[str]:
 
 def submitted_plans(store: Path) -> list[str]:
     """Plans of which something was submitted."""
-    folder = store / "jobs"
-    code = snapshots_folder(store)
-    return sorted(path.name for path in folder.glob("*") if path.is_dir() and path != code)
+    folders = (store / "jobs").glob("*")  # what is not of a plan begins with a dot
+    return sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
 
 
 def _queue(looked: Sequence[_Submissions]) -> list[QueuedTask]:

@@ -69,7 +69,7 @@ def execute_together(
     The caller holds the run's claim. Of several errors that of the process which did not merely lose the
     others is raised.
     """
-    path = store / "jobs" / "ranks" / f"{run.run_id}.json"
+    path = store / "jobs" / ".ranks" / f"{run.run_id}.json"
     for old in _error_files(path):
         old.unlink()
     job = Job(store=str(store), run=run, probes=dict(probes), execution=execution)

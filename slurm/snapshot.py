@@ -1,6 +1,6 @@
 """The code of a submission, kept: workers run from it, so that edits reach nothing that was sent.
 
-    <store>/jobs/code/<16 digits of its hash>/{salt, slurm, sweeps, analysis, salt_cli.py,
+    <store>/jobs/.code/<16 digits of its hash>/{salt, slurm, sweeps, analysis, salt_cli.py,
                                                provenance.json, diff.patch}
 
 Submissions of the same code share a folder.
@@ -36,7 +36,7 @@ class Snapshot:
 
 
 def snapshots_folder(store: Path) -> Path:
-    return store / "jobs" / "code"
+    return store / "jobs" / ".code"  # no plan has such a name
 
 
 def take_snapshot(store: Path, root: Path | None = None) -> Snapshot:

@@ -14,6 +14,7 @@ from sweeps.logs_cli import add_logs
 from sweeps.plan_cli import add_plan
 from sweeps.recipe_cli import add_recipe
 from sweeps.retry_cli import add_retry
+from sweeps.site_cli import add_site
 from sweeps.status_cli import add_status
 from sweeps.submit_cli import add_submit
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add_logs(commands)
     add_cancel(commands)
     add_gc(commands)
+    add_site(commands)
     add_diff(commands)
     add_ledger(commands)
     add_recipe(commands)

@@ -16,6 +16,7 @@ from salt.errors import UserError
 from salt.sizes import SIZES
 from salt.specs import NonNegativeFloat, PositiveFloat, PositiveInt, RunSpec, Spec, VitSpec
 from slurm.profile import SlurmProfile
+from slurm.profile_checks import problems as profile_problems
 from sweeps.document import decode, parse_yaml, unknown_name
 
 Precision = Literal["bf16", "fp32"]
@@ -179,6 +180,12 @@ def site_yaml(site: SiteSpec) -> str:
     data["peak_flops"] = dict(sorted(data["peak_flops"].items()))
     if "measured" in data:
         data["measured"] = sorted(data["measured"], key=order.index)
+    if site.slurm is not None:
+        data["slurm"] = {
+            field.name: data["slurm"][field.name]
+            for field in msgspec.structs.fields(SlurmProfile)
+            if getattr(site.slurm, field.name) not in (field.default, {})
+        }
     text: str = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
     return text
 
@@ -213,7 +220,7 @@ def _unearthly(site: SiteSpec) -> list[str]:
 
 def _problems(site: SiteSpec) -> list[str]:
     """Every way in which the values of a profile contradict each other."""
-    problems = _unearthly(site)
+    problems = _unearthly(site) + ([] if site.slurm is None else profile_problems(site.slurm))
     names = [DEFAULT, *SIZES]
     problems += [
         unknown_name(f"utilisation.{name}", name, names) for name in site.utilisation if name not in names

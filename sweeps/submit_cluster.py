@@ -108,7 +108,7 @@ def _prepare(
     from slurm.records import chunks, with_jobs
     from slurm.refusals import with_way_out
     from slurm.scheduler import MUST_S, SchedulerSilent, queue
-    from slurm.snapshot import take_snapshot
+    from slurm.snapshot import snapshots_folder, take_snapshot
     from slurm.states import assess
     from sweeps.estimates import estimate, refuse_hours
 
@@ -155,7 +155,7 @@ def _prepare(
         profile=profile,
         processes_per_node=site.gpus_per_node,
         proposal=proposal,
-        code=store / "jobs" / "code" / "SNAPSHOT" if args.dry_run else take_snapshot(store).folder,
+        code=snapshots_folder(store) / "SNAPSHOT" if args.dry_run else take_snapshot(store).folder,
         bad_nodes=bad,
         workers=workers,
         since_ns=submission.since_ns,

@@ -124,7 +124,7 @@ def test_cancel_stops_a_local_submission_here_and_names_another_machine(
 
 def test_gc_removes_what_nobody_needs_and_no_run(store: Path, plan: Plan, slurm: FakeSlurm) -> None:
     jobs = jobs_folder(store, "small")
-    code = store / "jobs" / "code"
+    code = store / "jobs" / ".code"
     for name in ("0000", "1111", "2222", "3333"):
         write_atomically(code / name / "salt" / "a.py", b"x" * 100)
         os.utime(code / name, (1.0, 1.0))
@@ -221,7 +221,7 @@ def test_gc_of_local_submissions_asks_no_queue(store: Path, plan: Plan, slurm: F
 
 
 def test_code_stays_while_a_worker_here_may_run_it(store: Path, plan: Plan) -> None:
-    code = store / "jobs" / "code" / "0000"
+    code = store / "jobs" / ".code" / "0000"
     write_atomically(code / "a.py", b"x")
     os.utime(code, (1.0, 1.0))
     claim = RunDir(store, plan.runs[0].run_id).claim

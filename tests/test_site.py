@@ -330,7 +330,7 @@ def test_calendar_by_hand() -> None:
 
 def test_example_profiles_load_and_the_built_in_one_is_the_first(tmp_path: Path) -> None:
     sites = {path.stem: load_site(path) for path in SITES.glob("*.yaml")}
-    assert set(sites) == {"a100", "h100", "laptop-cpu"}
+    assert set(sites) == {"a100", "h100", "laptop-cpu", "cluster", "test-cluster"}
     assert sites["a100"] == DEFAULT_SITE == load_site(None)
     for site in sites.values():
         (tmp_path / "copy.yaml").write_text(site_yaml(site))

@@ -158,7 +158,11 @@ class Hurry:
 def _judge(study: Study) -> dict[str, Any]:
     """What differs from the truth, and what was done more than once."""
     here, truth = numbers(study.store, study.plan), numbers(study.folder / "truth", study.plan)
-    problems = [f"{name}: not the numbers of the inline run" for name in truth if here[name] != truth[name]]
+    problems = [
+        f"{name}: not the numbers of the inline run: {differences(here[name], truth[name])}"
+        for name in truth
+        if here[name] != truth[name]
+    ]
     problems += [f"states: {dict(study.states())}"] if study.states() != {"done": len(truth)} else []
     ends: Counter[str] = Counter()
     burnt = []
@@ -180,6 +184,22 @@ def _judge(study: Study) -> dict[str, Any]:
         "checkpoint_every_steps": interval,
         "problems": problems,
     }
+
+
+def differences(here: dict[str, Any], truth: dict[str, Any]) -> list[str]:
+    """Which of a run's numbers differ, for people."""
+    found = [key for key in ("weights", "probes") if here[key] != truth[key]]
+    mine, others = ({row["step"]: row for row in side["lines"]} for side in (here, truth))
+    found += [f"step {step} is logged on one side alone" for step in sorted(mine.keys() ^ others.keys())]
+    if len(mine) != len(here["lines"]):
+        found.append("a step is logged twice")
+    for step in sorted(mine.keys() & others.keys()):
+        found += [
+            f"step {step}: {key} {mine[step].get(key)} and not {value}"
+            for key, value in others[step].items()
+            if mine[step].get(key) != value
+        ]
+    return found
 
 
 def say(text: str) -> None:
