@@ -19,8 +19,9 @@ import msgspec
 
 from salt.plan_specs import Plan
 from salt.specs import Spec
-from slurm.records import LaneRef, Sent, live, readable_chunks, with_jobs
+from slurm.records import LaneRef, Sent, SubmissionRecord, live, readable_chunks, with_jobs
 from slurm.scheduler import ASK_S, PastTask, QueuedTask, SchedulerSilent, past, queue
+from slurm.states import Retry
 
 #: sacct's times are by the cluster's clock: ask from a day before the first submission.
 _MARGIN_S = 86_400.0
@@ -44,7 +45,8 @@ class LanePhase(StrEnum):
 class LaneState(Spec, kw_only=True):
     """The newest lane of a run. `word` is Slurm's for its state, `reason` why it waits.
 
-    `workers` are the runs of the lane that share its devices at once.
+    `workers` are the runs of the lane that share its devices at once; `retry` says which errors of its runs
+    it lets be.
     """
 
     lane: LaneRef | None
@@ -54,7 +56,7 @@ class LaneState(Spec, kw_only=True):
     node: str | None = None
     submission: str
     workers: int = 1
-    sent_unix_s: float | None = None
+    retry: Retry = Retry()
 
     @property
     def live(self) -> bool:
@@ -213,7 +215,18 @@ def _state(sent: Sent, place: int, there: Mapping[LaneRef, QueuedTask], answered
         node=None if task is None or not task.nodes else task.nodes,
         submission=sent.record.submission,
         workers=sent.record.workers,
-        sent_unix_s=chunk.sent_unix_s or sent.record.unix_s,
+        retry=_retry(sent.record),
+    )
+
+
+def _retry(record: SubmissionRecord) -> Retry:
+    """What lanes of a submission try once more."""
+    return Retry(
+        since_ns=record.since_ns,
+        diverged=record.retry_diverged,
+        given_up=record.retry_given_up,
+        kinds=record.retry_kinds,
+        machine=True,
     )
 
 

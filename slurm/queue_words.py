@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from salt.claim import HEARTBEAT_S
 from salt.processes import machine
+from salt.store import DamagedFile, RunDir
 from slurm.queue_state import LanePhase, LaneState, QueueView
 from slurm.states import ACTIVE, READY, Standing, State
+
+#: States of runs whose last attempt left an error.
+_ERRED = (State.FAILED, State.DIVERGED, State.GIVEN_UP)
+_TO_COME = (State.PENDING, State.WAITING)
 
 #: A living process on another machine has not been silent for longer; a dead one counts as alive by its
 #: claim alone for much longer than this.
 MISSED_BEAT_S = 1.5 * HEARTBEAT_S
+
+
+def tried_again(store: Path, standings: Mapping[str, Standing], queue: QueueView) -> dict[str, Standing]:
+    """The same, but runs that failed and that a lane in the queue tries once more are pending.
+
+    They keep their error. What they blocked waits for them. `standings` are in the plan's order.
+    """
+    found: dict[str, Standing] = {}
+    for run_id, standing in standings.items():
+        lane = queue.lanes.get(run_id)
+        if standing.state in _ERRED and lane is not None and lane.live and _lets_be(store, run_id, lane):
+            standing = msgspec.structs.replace(standing, state=State.PENDING, fruitless=None)
+        elif standing.blocked_by is not None and found[standing.blocked_by].state in _TO_COME:
+            standing = msgspec.structs.replace(standing, state=State.WAITING, blocked_by=None)
+        found[run_id] = standing
+    return found
+
+
+def _lets_be(store: Path, run_id: str, lane: LaneState) -> bool:
+    try:
+        return lane.retry.held_against(RunDir(store, run_id)) is None
+    except DamagedFile:
+        return False  # it stops there
 
 
 class Verdict(NamedTuple):
@@ -42,7 +74,10 @@ def judge(
         way_out = "its job can be cancelled: `salt-sweep cancel`; submit again when it is mended"
         return Verdict(state, f"{said}; {lane.words()}; {way_out}" if lane.waits_for_ever else said)
     if state in (*READY, State.WAITING):
-        return Verdict(state, _waiting(lane, queue, never_sent))
+        words = _waiting(lane, queue, never_sent)
+        if standing.error is not None:
+            words = f"{words}; its last attempt failed: {said}"
+        return Verdict(state, words)
     return Verdict(state, said)
 
 

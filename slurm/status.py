@@ -18,7 +18,7 @@ from salt.store import DamagedFile, RunDir
 from slurm.names import run_names
 from slurm.pace import Pace
 from slurm.queue_state import LaneState, QueueQuestion, QueueView
-from slurm.queue_words import judge
+from slurm.queue_words import judge, tried_again
 from slurm.run_status import PlanStatus, RunStatus, Sums, Totals, last_rows, last_step, rate
 from slurm.states import ACTIVE, STUCK, Standing, State, assess
 from slurm.status_tables import NOT_WELL, problem_table, status_tables
@@ -93,6 +93,7 @@ class StatusReader:
         self, standings: dict[str, Standing], facts: dict[str, _Facts], queue: QueueView
     ) -> PlanStatus:
         never_sent = not queue.lanes and not self._submitted.exists()
+        standings = tried_again(self._store, standings, queue)
         rows = []
         for run in self._plan.runs:
             row = self._done.get(run.run_id)

@@ -99,8 +99,10 @@ class Choice:
     def runs(self, status: PlanStatus) -> list[RunStatus]:
         """The chosen runs in their order; `--best` apart. Raises `UserError` for a value that no run has."""
         found = list(status.runs)
-        for key, value in self.where:
-            found = _having(found, status.runs, key, value)
+        for key in dict.fromkeys(key for key, _ in self.where):
+            values = [value for each, value in self.where if each == key]
+            wanted = {run.run_id for value in values for run in _having(status.runs, key, value)}
+            found = [run for run in found if run.run_id in wanted]
         if self.failed:
             found = [run for run in found if run.state in STUCK]
         if self.sort is not None:
@@ -186,18 +188,18 @@ def _check(key: str, value: str, plan: Plan) -> None:
         raise UserError(f"--where {key}={value}: plan {plan.name} has {key} {', '.join(there) or 'nowhere'}")
 
 
-def _having(found: list[RunStatus], all_runs: Sequence[RunStatus], key: str, value: str) -> list[RunStatus]:
+def _having(runs: Sequence[RunStatus], key: str, value: str) -> list[RunStatus]:
     look = _WHERE[key]
     if key == "budget":
-        return [run for run in found if run.budget_flops and _same_budget(run.budget_flops, value)]
+        return [run for run in runs if run.budget_flops and _same_budget(run.budget_flops, value)]
     if key in ("kind", "job", "node"):
-        there = list(dict.fromkeys(str(look(run)) for run in all_runs if look(run) is not None))
+        there = list(dict.fromkeys(str(look(run)) for run in runs if look(run) is not None))
         same = [each for each in there if each == value or (key == "job" and each.startswith(f"{value}_"))]
         if not same:
             some = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
             raise UserError(f"--where {key}={value}: there is none; there are {some or 'none at all'}")
-        return [run for run in found if str(look(run)) in same]
-    return [run for run in found if str(look(run)) == value]
+        return [run for run in runs if str(look(run)) in same]
+    return [run for run in runs if str(look(run)) == value]
 
 
 def _number(text: str) -> float | None:

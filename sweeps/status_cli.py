@@ -60,7 +60,8 @@ def add_status(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE,...",
-        help="only runs with arm, student, teacher, state, seed, budget, kind, job or node so",
+        help="only runs with arm, student, teacher, state, seed, budget, kind, job or node so; a key given "
+        "twice takes either value",
     )
     parser.add_argument("--sort", metavar="KEY", help="list runs by a key, such as step or left")
     parser.add_argument("--best", type=int, metavar="N", help="the N runs with the best probe accuracy")

@@ -10,6 +10,7 @@ import pytest
 from salt.plan_specs import Plan
 from salt.store import RunDir, pretty_json, write_atomically
 from slurm.queue_state import LanePhase, QueueView, lane_states
+from slurm.records import read_record, write_record
 from slurm.run_status import RunStatus
 from slurm.states import State
 from slurm.status import StatusReader
@@ -242,6 +243,35 @@ def test_a_student_that_waits_for_ever_says_so(store: Path, plan: Plan, slurm: F
         f"teacher {teacher.run_id} failed: no clips ({name}); queued as 7_2"
     )
     assert "`salt-sweep cancel`; submit again when it is mended" in (blocked.reason or "")
+
+
+def test_what_failed_and_is_sent_again_waits_and_so_does_what_it_blocked(
+    store: Path,
+    plan: Plan,
+    slurm: FakeSlurm,
+) -> None:
+    teacher, student, diverged = plan.runs[0].run_id, plan.runs[2].run_id, plan.runs[1].run_id
+    for name, kind in ((teacher, "data"), (diverged, "diverged")):
+        RunDir(store, name).path.mkdir(parents=True)
+        record_error(RunDir(store, name), kind, "no clips")
+    slurm.answers("squeue", queued(7, 0, "RUNNING", node="n1"), queued(7, 2, "PENDING", "Dependency"))
+    first = rows(store, plan)
+    assert (first[0].state, first[2].state) == (State.FAILED, State.BLOCKED)  # that job made the error
+    folder = record_sent(store, plan, "8", [[teacher], [student], [diverged]], name="20260102-000000-bbbbbb")
+    written_ns = RunDir(store, teacher).error.stat().st_mtime_ns
+    write_record(folder, msgspec.structs.replace(read_record(folder), since_ns=written_ns + 10**9))
+    slurm.answers("squeue", *(queued(8, task, "PENDING", "Priority") for task in range(3)))
+    again = rows(store, plan)
+    assert (again[0].state, again[0].kind, again[0].reason) == (
+        State.PENDING,
+        "data",
+        "queued as 8_0 (Priority); its last attempt failed: no clips",
+    )
+    assert (again[2].state, again[2].reason) == (State.WAITING, "queued as 8_1 (Priority)")
+    assert again[1].state is State.DIVERGED  # only tried again where that was asked for
+    slurm.answers("squeue")
+    gone = rows(store, plan)
+    assert (gone[0].state, gone[2].state) == (State.FAILED, State.BLOCKED)
 
 
 def test_an_array_that_was_never_sent_and_one_found_by_its_comment(

@@ -150,6 +150,7 @@ def test_where_failed_and_sort_choose_runs(store: Path, plan: Plan) -> None:
     assert ids("--failed") == [free.run_id]
     assert ids("--where", "state=failed,arm=vjepa") == ids("--where", "kind=data") == [free.run_id]
     assert ids("--where", "arm=teacher", "--where", "state=done") == [plan.runs[0].run_id]
+    assert ids("--where", "state=failed,state=done") == [plan.runs[0].run_id, free.run_id]
     assert ids("--where", "job=7_2") == [plan.runs[4].run_id, plan.runs[5].run_id]
     assert len(ids("--where", "budget=1e9")) == len(ids("--where", "seed=0")) == 6
     by_cost = sorted(plan.runs, key=lambda run: -run.cost.total_flops)
