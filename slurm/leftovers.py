@@ -70,7 +70,7 @@ def find_leftovers(store: Path, plans: Sequence[str], *, logs: bool = False, cod
     tasks = _queue(looked)
     for each in looked:
         each.look(tasks)
-        found.kept += each.kept
+        found.kept += each.kept + (each.keeps_code if code else [])
         if each.name in plans:
             found.files += [path for folder in each.over for path in _matching(folder, _FILES)]
             said = [path for folder in each.over for path in _matching(folder, _LOGS)]
@@ -125,8 +125,11 @@ def remove(found: Leftovers) -> list[str]:
 
 def submitted_plans(store: Path) -> list[str]:
     """Plans of which something was submitted."""
-    folders = (store / "jobs").glob("*")  # what is not of a plan begins with a dot
-    return sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path.name
+        for path in (store / "jobs").glob("*")
+        if (path / "submitted").exists() or any(path.glob("*/submission.json"))
+    )
 
 
 def _queue(looked: Sequence[_Submissions]) -> list[QueuedTask]:
@@ -165,6 +168,7 @@ class _Submissions:
         self.sent, damages = readable_chunks(store, name)
         self.kept = [f"plan {name}: {damage}" for damage in damages]
         self.holds_code = list(self.kept)  # what a damaged record refers to is not known
+        self.keeps_code: list[str] = []
         self.over: list[Path] = []
         self.needed: list[Path] = []
         self.active: set[str] = set()  # runs that a process has
@@ -202,7 +206,7 @@ class _Submissions:
         if record.on != "local":
             return False
         if record.process is None or record.machine != machine():
-            return bool(self.active)
+            return bool(self.active or self.keeps_code)
         return lives(record.process, record.started)
 
     def _unfinished(self) -> bool:
@@ -210,7 +214,7 @@ class _Submissions:
         try:
             plan: Plan = read_plan(self.store, self.name)
         except UserError as error:
-            self.kept.append(f"code of plan {self.name} is kept: {error}")
+            self.keeps_code.append(f"code of plan {self.name} is kept: {error}")
             return True
         standings = assess(self.store, plan)
         self.active = {name for name, each in standings.items() if each.state in ACTIVE}

@@ -151,7 +151,8 @@ def _lines(found: Cancelled, names: dict[str, str]) -> list[str]:
         lines.append(shown(f"job {lane}, {where}: {what}{more}"))
     if len(order) > 50:
         lines.append(f"and {len(order) - 50} more jobs")
-    lines += [f"process {each.process} on this machine: {each.workers} workers" for each in found.local]
+    for each in found.local:
+        lines.append(f"process {each.process} on this machine: {_count(each.workers, 'worker')}")
     return lines
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salt.errors import UserError, shown
+from salt.plans import read_plan
 from salt.store import store_path
 from sweeps.command import STUDY_HELP, add_command, choose, print_json
 
@@ -59,6 +60,9 @@ def _gc(args: argparse.Namespace) -> int:
         raise UserError(f"{store}: there is no store; name one with --store or SALT_STORE")
     submitted = submitted_plans(store)
     plans = [choose(store, study) for study in args.studies] or submitted
+    for plan in plans:
+        if plan not in submitted:
+            read_plan(store, plan)  # refuses what is no plan at all
     with ExitStack() as locks:  # nothing is sent meanwhile
         for plan in submitted:
             if args.code or plan in plans:

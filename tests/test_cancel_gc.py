@@ -195,6 +195,7 @@ def test_jobs_that_another_queue_has_are_known_by_their_claims(store: Path, plan
     claim = RunDir(store, plan.runs[0].run_id).claim
     write_atomically(claim, msgspec.json.encode(holder(machine="far/boot/ns", host="far")))
     assert "nothing to remove" in sweep(store, "gc", "small")
+    assert "no plan 'smal'" in sweep(store, "gc", "smal", code=2)
     claim.unlink()
     assert "removed 6 bytes" in sweep(store, "gc", "small")
     assert not (folder / "logs").exists()
