@@ -112,26 +112,45 @@ def read_json(path: Path, kind: type[T], way_out: str | None = None) -> T:
         raise DamagedFile(f"{path}: not a valid {what}: {error}; {way_out}") from error
 
 
+class _Inside:
+    """A path inside a run's folder, put together when it is first asked for.
+
+    Who looks at thousands of runs looks at few files of each.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: RunDir, owner: type) -> Path:
+        path = folder.path / self._file
+        folder.__dict__[self._name] = path  # found there from now on
+        return path
+
+
 class RunDir:
     """The files of one run. Each run owns its folder; nothing else writes there."""
+
+    spec = _Inside("spec.json")
+    env = _Inside("env.json")
+    claim = _Inside("claim")
+    metrics = _Inside("metrics.jsonl")
+    reached = _Inside("reached.json")
+    inputs = _Inside("inputs.json")
+    checkpoints = _Inside("ckpt")
+    kept = _Inside("kept")
+    artefact = _Inside("artefact.safetensors")
+    quarantine = _Inside("quarantine")
+    probes = _Inside("probes")
+    error = _Inside("error.json")
+    result = _Inside("result.json")
 
     def __init__(self, store: Path, run_id: str) -> None:
         self.store = store
         self.run_id = run_id
         self.path = store / "runs" / run_id[:2] / run_id
-        self.spec = self.path / "spec.json"
-        self.env = self.path / "env.json"
-        self.claim = self.path / "claim"
-        self.metrics = self.path / "metrics.jsonl"
-        self.reached = self.path / "reached.json"
-        self.inputs = self.path / "inputs.json"
-        self.checkpoints = self.path / "ckpt"
-        self.kept = self.path / "kept"
-        self.artefact = self.path / "artefact.safetensors"
-        self.quarantine = self.path / "quarantine"
-        self.probes = self.path / "probes"
-        self.error = self.path / "error.json"
-        self.result = self.path / "result.json"
 
     def read_spec(self) -> RunSpec:
         return read_json(self.spec, RunSpec, _PUT_BACK)
