@@ -14,13 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import TracebackType
 
 import msgspec
 
 from salt.plan_specs import Plan
 from salt.specs import Spec
 from slurm.records import LaneRef, Sent, SubmissionRecord, live, readable_chunks, with_jobs
-from slurm.scheduler import ASK_S, PastTask, QueuedTask, SchedulerSilent, past, queue
+from slurm.scheduler import ASK_S, PastTask, QueuedTask, SchedulerSilent, past, queue, stop_asking
 from slurm.states import Retry
 
 #: sacct's times are by the cluster's clock: ask from a day before the first submission.
@@ -145,6 +146,16 @@ class QueueQuestion:
         pool = ThreadPoolExecutor(1, thread_name_prefix="squeue")
         self._answer: Future[_Answer] = pool.submit(_first, store, plan.name, ask)
         pool.shutdown(wait=False)
+
+    def __enter__(self) -> QueueQuestion:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Whoever interrupts a status does not wait for squeue."""
+        if error is not None:
+            stop_asking()
 
     def view(self, done: Container[str] = ()) -> QueueView:
         """Wait for squeue, and ask sacct if there is something left to ask."""

@@ -22,6 +22,10 @@ MUST_S = 60.0
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CONF_SERVER", "SBATCH_CLUSTERS")
 
 
+#: Commands of Slurm that this process waits for.
+_asked: set[subprocess.Popen[str]] = set()
+
+
 class SchedulerSilent(RuntimeError):
     """A command of Slurm is missing, failed, or did not answer in time; the message says which and why."""
 
@@ -77,18 +81,32 @@ def ask(command: Sequence[str], timeout_s: float = ASK_S) -> str:
     except OSError as error:
         raise SchedulerSilent(f"{name} cannot be run ({error.strerror})") from error
     with process:
+        _asked.add(process)
         try:
             out, err = process.communicate(timeout=timeout_s)
         except BaseException as error:
-            with contextlib.suppress(ProcessLookupError):  # a wrapper's children, too
-                os.killpg(process.pid, signal.SIGKILL)
+            _end(process)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise SchedulerSilent(f"{name} did not answer within {timeout_s:g} s") from error
             raise
+        finally:
+            _asked.discard(process)
     if process.returncode:
         said = " ".join((err.strip() or out.strip()).split()) or "without a word"
         raise SchedulerSilent(f"{name} failed with code {process.returncode}: {said}")
     return out
+
+
+def stop_asking() -> None:
+    """End what other threads ask: who waited for them was interrupted."""
+    for process in tuple(_asked):
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):  # a wrapper's children, too
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def queue(timeout_s: float = ASK_S, users: Iterable[int] = ()) -> list[QueuedTask]:

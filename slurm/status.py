@@ -68,11 +68,11 @@ class StatusReader:
 
     def ask(self, *, slurm: bool = True) -> PlanStatus:
         """The status with what the queue says; without `slurm`, with what was sent only."""
-        question = QueueQuestion(self._store, self._plan, ask=slurm)
-        standings = self._assess()
-        facts = self._facts(standings)  # while squeue is waited for
-        done = {name for name, standing in standings.items() if standing.state is State.DONE}
-        return self._merge(standings, facts, question.view(done))
+        with QueueQuestion(self._store, self._plan, ask=slurm) as question:
+            standings = self._assess()
+            facts = self._facts(standings)  # while squeue is waited for
+            done = {name for name, standing in standings.items() if standing.state is State.DONE}
+            return self._merge(standings, facts, question.view(done))
 
     def read(self) -> PlanStatus:
         """The status from files alone."""

@@ -46,6 +46,8 @@ _SORT: dict[str, Callable[[RunStatus], Any]] = {
     "attempts": lambda run: run.attempts,
     "job": lambda run: run.job,
 }
+#: Keys whose values come and go: seen when the status is read.
+_SEEN_LATE = ("kind", "job", "node")
 _ASCENDING = ("name", "state", "job")
 #: The most telling probe first.
 _KINDS = ("attentive", "linear", "knn")
@@ -73,6 +75,7 @@ class Choice:
     sort: str | None = None
     best: int | None = None
     score: Score | None = None
+    again: bool = False  # looked at again and again: jobs, nodes and errors may come and go meanwhile
 
     @classmethod
     def of(cls, args: argparse.Namespace, plan: Plan) -> Choice:
@@ -90,6 +93,7 @@ class Choice:
             sort=args.sort,
             best=args.best,
             score=None if args.best is None else _score(args, plan),
+            again=args.watch is not None,
         )
 
     @property
@@ -101,12 +105,20 @@ class Choice:
         found = list(status.runs)
         for key in dict.fromkeys(key for key, _ in self.where):
             values = [value for each, value in self.where if each == key]
-            wanted = {run.run_id for value in values for run in _having(status.runs, key, value)}
+            wanted = {run.run_id for value in values for run in self._having(status.runs, key, value)}
             found = [run for run in found if run.run_id in wanted]
         if self.failed:
             found = [run for run in found if run.state in STUCK]
         if self.sort is not None:
             found = _sorted(found, self.sort)
+        return found
+
+    def _having(self, runs: Sequence[RunStatus], key: str, value: str) -> list[RunStatus]:
+        found = _having(runs, key, value)
+        if not found and key in _SEEN_LATE and not self.again:
+            there = list(dict.fromkeys(str(_WHERE[key](run)) for run in runs if _WHERE[key](run) is not None))
+            some = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
+            raise UserError(f"--where {key}={value}: there is none; there are {some or 'none at all'}")
         return found
 
     def ranked(self, store: Path, plan: Plan, status: PlanStatus) -> tuple[list[RunStatus], dict[str, float]]:
@@ -183,7 +195,7 @@ def _check(key: str, value: str, plan: Plan) -> None:
     elif key == "student":
         there = list(dict.fromkeys(name.size for name in names))
     else:
-        return  # jobs, nodes and errors come and go: seen when the status is read
+        return
     if value not in there:
         raise UserError(f"--where {key}={value}: plan {plan.name} has {key} {', '.join(there) or 'nowhere'}")
 
@@ -192,13 +204,8 @@ def _having(runs: Sequence[RunStatus], key: str, value: str) -> list[RunStatus]:
     look = _WHERE[key]
     if key == "budget":
         return [run for run in runs if run.budget_flops and _same_budget(run.budget_flops, value)]
-    if key in ("kind", "job", "node"):
-        there = list(dict.fromkeys(str(look(run)) for run in runs if look(run) is not None))
-        same = [each for each in there if each == value or (key == "job" and each.startswith(f"{value}_"))]
-        if not same:
-            some = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
-            raise UserError(f"--where {key}={value}: there is none; there are {some or 'none at all'}")
-        return [run for run in runs if str(look(run)) in same]
+    if key == "job":  # all lanes of an array, too
+        return [run for run in runs if run.job is not None and value in (run.job, run.job.partition("_")[0])]
     return [run for run in runs if str(look(run)) == value]
 
 

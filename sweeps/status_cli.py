@@ -164,7 +164,7 @@ def _watch(args: argparse.Namespace, store: Path, plan: Plan, reader: StatusRead
 def _watch_plainly(
     args: argparse.Namespace, store: Path, plan: Plan, reader: StatusReader, choice: Choice
 ) -> int:
-    """A line for each look, or an object of JSON."""
+    """A line for each look, the table of the runs that were chosen, or an object of JSON."""
     import json
 
     said: set[str] = set()
@@ -174,6 +174,8 @@ def _watch_plainly(
             print(json.dumps(choice.data(store, plan, status), allow_nan=False), flush=True)
         else:
             print(f"{time.strftime('%H:%M:%S')} {_line(status)}", flush=True)
+            if choice.lists_runs:
+                print_tables(choice.tables(store, plan, status))
             for note in status.notes:
                 if note not in said:
                     _say(f"note: {shown(note)}")

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -249,3 +250,22 @@ def test_watching_ends_when_all_is_done_or_at_ctrl_c(store: Path, plan: Plan) ->
     for run in plan.runs:
         finish(store, run)
     assert "small: 6 done" in sweep(store, "status", "small", "--watch", "1")
+    # What is on a node now may be on none at the next look.
+    text = sweep(store, "status", "small", "--watch", "1", "--where", "node=n1", "--where", "job=7_1")
+    assert "plan small: 0 of 6 runs" in text
+
+
+def test_ctrl_c_does_not_wait_for_a_silent_scheduler(store: Path, slurm: FakeSlurm) -> None:
+    slurm.hangs("squeue")
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "salt_cli.py"), "salt-sweep", "status", "small", "--watch"]
+    process = subprocess.Popen(
+        [*command, "--store", str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not slurm.calls("squeue"):
+        assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert time.monotonic() - began < 3
