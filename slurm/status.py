@@ -267,6 +267,8 @@ class _Facts:
 
     @property
     def burnt_wall_s(self) -> float | None:
+        if self._result is not None and not self._result.steps:
+            return 0.0  # of an arm without training
         source = self._result or self._reached
         return None if source is None else source.burnt_wall_s
 

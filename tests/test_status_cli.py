@@ -118,6 +118,19 @@ def test_hours_and_money_done_burnt_and_left(store: Path, plan: Plan, tmp_path: 
     assert "(by what runs took that have finished)" in text
 
 
+def test_what_is_not_trained_burns_nothing(store: Path, plan: Plan) -> None:
+    finish(store, plan.runs[0])
+    folder = RunDir(store, plan.runs[0].run_id)
+    result = folder.read_result()
+    assert result is not None
+    changed = msgspec.structs.replace(result, steps=0, burnt_wall_s=None)
+    write_atomically(folder.result, pretty_json(changed))
+    found = status(store)
+    assert found["runs"][0]["gpu_hours_burnt"] == found["totals"]["burnt"]["gpu_hours"] == 0.0
+    write_atomically(folder.result, pretty_json(msgspec.structs.replace(changed, steps=5)))
+    assert status(store)["totals"]["burnt"]["gpu_hours"] is None
+
+
 def test_before_anything_has_finished_the_site_tells_what_is_left(store: Path, tmp_path: Path) -> None:
     assert status(store)["totals"]["left"]["gpu_hours"] is None
     site = tmp_path / "site.yaml"
