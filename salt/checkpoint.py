@@ -47,6 +47,7 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     attempt: int
     train_wall_s: float
     origin: Origin
+    highest_rank: float | None = None  # that the targets had so far; None where they do not move
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ def pack(
     attempt: int,
     train_wall_s: float,
     origin: Origin,
+    highest_rank: float | None = None,
 ) -> Packed:
     """The state of a run after `step` steps."""
     from safetensors.torch import save as encode
@@ -77,6 +79,7 @@ def pack(
         attempt=attempt,
         train_wall_s=train_wall_s,
         origin=origin,
+        highest_rank=highest_rank,
     )
     return Packed(seal=seal, data=data)
 

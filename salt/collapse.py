@@ -37,13 +37,13 @@ class Collapse:
 
     def __init__(self, *, moving: bool, highest_rank: float = 0.0) -> None:
         self.moving = moving
-        self._highest_rank = highest_rank
+        self.highest_rank = highest_rank
         self._bad_lines = 0  # in a row
         self._warned = False
         self._message: str | None = None
 
     def begin(self, targets: torch.Tensor) -> None:
-        """The targets of the first step, before anything was learned: a run can collapse within few steps."""
+        """The targets of a run's first step, before it learned anything: a collapse can take few steps."""
         self._rank_share(spread(targets)["rank"])
 
     def observe(
@@ -59,7 +59,7 @@ class Collapse:
                 row |= {f"{name}_{key}": value for key, value in spread(embeddings).items()}
         self._judge(step, row)
         if self.moving and targets is not None:
-            row["target_rank_highest"] = self._highest_rank
+            row["target_rank_highest"] = self.highest_rank
         return row
 
     def warning(self) -> str | None:
@@ -95,8 +95,8 @@ class Collapse:
         """Rank as a share of the highest so far; None for targets that do not move, or are not finite."""
         if not self.moving or rank is None or not math.isfinite(rank):
             return None
-        self._highest_rank = max(self._highest_rank, rank)
-        return rank / self._highest_rank if self._highest_rank > 0 else 0.0
+        self.highest_rank = max(self.highest_rank, rank)
+        return rank / self.highest_rank if self.highest_rank > 0 else 0.0
 
 
 def _is_alike(row: Row, name: str) -> bool:

@@ -32,12 +32,14 @@ class Start:
     """Steps and wall seconds behind a run when an attempt begins, and what it was made from.
 
     `own` says whether that state is the run's own; else it is the trunk's, or nothing was trained yet.
+    `highest_rank` is that of the targets so far, None where nobody noted it.
     """
 
     step: int
     wall_s: float
     origin: Origin
     own: bool = False
+    highest_rank: float | None = None
 
 
 def begin(
@@ -105,7 +107,9 @@ def _find(
             f"run {seal.run_id} was trained to step {seal.step} with a teacher of weights "
             f"{origin.teacher_sha256}, which now are {teacher_sha256}: train run {seal.run_id} again",
         )
-    return Start(step=seal.step, wall_s=wall_s, origin=origin, own=found is not None), tensors
+    own = found is not None
+    highest = seal.highest_rank if own else None
+    return Start(step=seal.step, wall_s=wall_s, origin=origin, own=own, highest_rank=highest), tensors
 
 
 def _own_state(

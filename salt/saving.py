@@ -53,6 +53,7 @@ class Saver:
         self.attempt, self.start, self.warn = attempt, start, warn
         self.saved_step = start.step if start.own else None
         self.save_s: float | None = None
+        self.highest_rank = start.highest_rank
         self._warned = False
 
     def due(self, step: int) -> bool:
@@ -68,8 +69,9 @@ class Saver:
         if self.start.step < self.spec.steps:
             self._timed(self.start.step, self.start.wall_s, self._try_out)
 
-    def save(self, step: int, wall_s: float, *, keeps: bool, saves: bool) -> None:
+    def save(self, step: int, wall_s: float, highest_rank: float | None, *, keeps: bool, saves: bool) -> None:
         """Write the state after `step` steps as a kept state, a checkpoint, or both."""
+        self.highest_rank = highest_rank
         store = partial(checkpoint.store, self.run, keeps=keeps, saves=saves, warn=self.warn)
         self._timed(step, wall_s, store)
         if saves:
@@ -95,6 +97,7 @@ class Saver:
         packed = partial(
             checkpoint.pack, self.run, step, state,
             attempt=self.attempt, train_wall_s=wall_s, origin=self.start.origin,
+            highest_rank=self.highest_rank,
         )  # fmt: skip
 
         def write() -> None:

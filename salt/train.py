@@ -119,6 +119,7 @@ def train(
             step_flops=step_cost(spec).total_flops,
             start=start.step,
             earlier=earlier,
+            highest_rank=start.highest_rank if start.own else 0.0,
             devices=world.size,
         )
         for step in range(start.step, spec.steps):
@@ -126,7 +127,7 @@ def train(
                 world.on_main(STOP.refuse_lost)
                 if step not in (start.step, saver.saved_step):
                     refuse_diverged(first_bad, batches, saver.saved_step, world)
-                    saver.save(step, watch.wall_s, keeps=False, saves=True)
+                    saver.save(step, watch.wall_s, watch.highest_rank, keeps=False, saves=True)
                     reached.note(step, watch.wall_s, saver.saved_step)
                 raise Interrupted(step=step, saved=saver.saved_step == step)
             now = rates(spec, step)
@@ -158,7 +159,7 @@ def train(
             finite = torch.isfinite(loss) & torch.isfinite(norm)
             first_bad = torch.where((first_bad < 0) & ~finite, step, first_bad)
             graphs.after(step)
-            if step == start.step:
+            if step == start.step and not start.own:
                 watch.begin(outcome.targets)
             done = step + 1
             logs = done % execution.log_every_steps == 0 or done == spec.steps
@@ -184,7 +185,7 @@ def train(
                     )
             refuse_diverged(first_bad, batches, saver.saved_step, world)
             if saves or keeps:
-                saver.save(done, watch.wall_s, keeps=keeps, saves=saves)
+                saver.save(done, watch.wall_s, watch.highest_rank, keeps=keeps, saves=saves)
                 reached.note(done, watch.wall_s, saver.saved_step)
 
     if learner.teacher is not None and spec.arm == "salt":

@@ -113,7 +113,7 @@ class Watch:
 
     with watch.waiting():
         crops = ...
-    if step == start:
+    if step is the run's first:
         watch.begin(targets)
     ...
     watch.row(done, targets=..., context=...)  # at a log line, after `loss.item()`
@@ -128,10 +128,12 @@ class Watch:
         step_flops: int,
         start: int,
         earlier: Earlier | None = None,
+        highest_rank: float | None = None,
         devices: int = 1,
     ) -> None:
-        highest = 0.0 if earlier is None else earlier.highest_rank
-        self.collapse = Collapse(moving=spec.arm == "vjepa", highest_rank=highest)
+        if highest_rank is None:  # a state of a version that did not keep it: what was logged is near
+            highest_rank = 0.0 if earlier is None else earlier.highest_rank
+        self.collapse = Collapse(moving=spec.arm == "vjepa", highest_rank=highest_rank)
         self.starvation = Starvation(cuda=execution.device.startswith("cuda"))
         self.throughput = Throughput(
             spec,
@@ -149,8 +151,13 @@ class Watch:
         """Seconds of training behind this moment, over all attempts."""
         return self.throughput.wall_s
 
+    @property
+    def highest_rank(self) -> float | None:
+        """That targets which move had so far: part of a run's state."""
+        return self.collapse.highest_rank if self.collapse.moving else None
+
     def begin(self, targets: torch.Tensor | None) -> None:
-        """The targets of the attempt's first step, if there are any."""
+        """The targets of the run's first step, if there are any."""
         if targets is not None:
             self.collapse.begin(targets)
 

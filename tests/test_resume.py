@@ -162,7 +162,7 @@ def digests(run: RunDir, step: int = STEPS) -> dict[str, str]:
 
 def told(run: RunDir) -> list[dict[str, Any]]:
     """What the lines say of the run, not of the machine."""
-    of_the_machine = ("attempt", "wall_s", "_s", "share", "utilisation", "burnt_", "target_rank_highest")
+    of_the_machine = ("attempt", "wall_s", "_s", "share", "utilisation", "burnt_")
     return [
         {name: value for name, value in row.items() if not any(part in name for part in of_the_machine)}
         for row in read_metrics(run.metrics)

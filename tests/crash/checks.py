@@ -25,7 +25,7 @@ from slurm.states import State, assess
 #: Fields that tell of attempts, as do those that begin with `burnt_`; those that end in `_s` tell of time.
 #: All others are the run's own.
 OF_ATTEMPTS = (
-    "attempt", "attempts", "utilisation", "data_wait_share", "target_rank_highest", "peak_memory_bytes",
+    "attempt", "attempts", "utilisation", "data_wait_share", "peak_memory_bytes",
 )  # fmt: skip
 
 
