@@ -143,9 +143,10 @@ def _submit_here(args: argparse.Namespace, submission: Any) -> int:
     missing = [run for run in plan.runs if standings[run.run_id].state not in (State.DONE, *STUCK)]
     code = 0
     if missing:
-        from sweeps.submit_local import run_here, workers_for
+        from sweeps.submit_local import devices_for, run_here, workers_for
 
         workers = workers_for(args, plan, len(missing))
+        devices = devices_for(args, plan, workers)
         _announce(name, len(missing), len(plan.runs), plan_status(store, plan), args.on, workers)
         _refuse_cost(args, submission, missing)
         if args.dry_run:
@@ -153,7 +154,7 @@ def _submit_here(args: argparse.Namespace, submission: Any) -> int:
         refuse_runs(plan)
         audit_plan(store, plan)
         prepare_clips(store, plan)
-        code = run_here(args, submission, workers)
+        code = run_here(args, submission, workers, devices)
         if args.detach:
             return code
     else:

@@ -32,7 +32,20 @@ def workers_for(args: argparse.Namespace, plan: Plan, missing: int) -> int:
     return max(1, min(wanted, missing))
 
 
-def run_here(args: argparse.Namespace, submission: Submission, workers: int) -> int:
+def devices_for(args: argparse.Namespace, plan: Plan, workers: int) -> list[str]:
+    """What each worker process may see of the machine's GPUs; nothing where that is left to the run.
+
+    Raises:
+        UserError: too few GPUs for so many workers.
+    """
+    if args.on != "local" or plan.execution.device != "cuda":
+        return []
+    from slurm.gpus import groups, visible_gpus
+
+    return groups(visible_gpus(), plan.execution.processes, workers)
+
+
+def run_here(args: argparse.Namespace, submission: Submission, workers: int, devices: list[str]) -> int:
     """Run a plan in this process, by worker processes, or by a process that is left behind; the exit code."""
     if args.on == "inline":
         from slurm.inline import run_inline
@@ -42,11 +55,6 @@ def run_here(args: argparse.Namespace, submission: Submission, workers: int) -> 
 
     from slurm.local import run_local
 
-    devices: list[str] = []
-    if submission.plan.execution.device == "cuda":
-        from slurm.gpus import groups, visible_gpus
-
-        devices = groups(visible_gpus(), submission.plan.execution.processes, workers)
     submission = replace(submission, code=take_snapshot(submission.store).folder)
     if not args.detach:
         return run_local(submission, workers, devices=devices)
