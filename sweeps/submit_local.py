@@ -51,9 +51,8 @@ def run_here(args: argparse.Namespace, submission: Submission, workers: int, dev
         from slurm.inline import run_inline
 
         return run_inline(submission)
-    from slurm.snapshot import take_snapshot
-
     from slurm.local import run_local
+    from slurm.snapshot import take_snapshot
 
     submission = replace(submission, code=take_snapshot(submission.store).folder)
     if not args.detach:
