@@ -24,7 +24,7 @@ from tests.slurm.conftest import enter
 from tests.slurm.study import Study, make_study, numbers, run_inline
 
 #: Seconds between two disturbances, and after which all of it is given up.
-PAUSE_S, LIMIT_S = 20.0, 1500.0
+PAUSE_S, LIMIT_S = 10.0, 1500.0
 
 
 def main(argv: list[str]) -> int:
