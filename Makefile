@@ -1,6 +1,7 @@
 # make study          install into .venv, then run the miniature study from clips to report (about 20 minutes on two cores)
 # make study QUICK=1  the short version of the same study (about three minutes)
 # make test           install what the tests need and run them
+# make disturb        a study on a real Slurm, preempted, cut and restarted, held to the same study inline (about six minutes; root, Debian)
 # make crash          disturb a small study in every way: kills, full disks, wrong clocks (about ten minutes)
 # make check          lint, format check and types
 # make clean          remove .venv and caches; clips and the run store stay
@@ -13,7 +14,7 @@ PLAN := miniature$(if $(QUICK),-quick)
 
 SOURCES := salt slurm sweeps analysis tests benchmarks salt_cli.py
 
-.PHONY: study test crash check clean
+.PHONY: study test crash disturb check clean
 .DELETE_ON_ERROR:
 
 study: $(VENV)/.installed
@@ -34,6 +35,9 @@ test: $(VENV)/.test-installed
 
 crash: $(VENV)/.test-installed
 	$(BIN)/python -m tests.crash --kills 300
+
+disturb: $(VENV)/.test-installed
+	$(BIN)/python -m tests.slurm.disturb
 
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check $(SOURCES)
