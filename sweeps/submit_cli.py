@@ -7,12 +7,15 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from salt.errors import UserError
 from salt.plans import read_plan
 from salt.store import store_path
 from sweeps.command import STUDY_HELP, add_command, choose, print_json, print_tables
+
+if TYPE_CHECKING:
+    from salt.plan_specs import Plan
 
 
 def add_submit(commands: Any) -> None:
@@ -51,8 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         choices=("local", "inline", "slurm"),
-        default="local",
-        help="local: worker processes on this machine; inline: this process; slurm: jobs (default: local)",
+        help="local: worker processes on this machine; inline: this process; slurm: jobs (default: slurm "
+        "where a site profile with a section `slurm:` is named, else local)",
     )
     parser.add_argument(
         "--workers",
@@ -90,12 +93,17 @@ def submit(
     """Send what a plan lacks as the options say; the exit code."""
     from slurm.submission import Submission
 
+    if args.on is None and (args.workers is not None or args.detach):
+        args.on = "local"
     _refuse_options(args)
     store = store_path(args.store)
     name = choose(store, args.study)
+    plan = read_plan(store, name)
+    if args.on is None:
+        args.on = _usual_place(args, store, plan)
     submission = Submission(
         store=store,
-        plan=read_plan(store, name),
+        plan=plan,
         since_ns=now_ns(store, name),
         retry_diverged=retry_diverged,
         retry_given_up=retry_given_up,
@@ -108,6 +116,17 @@ def submit(
     return _submit_here(args, submission)
 
 
+def _usual_place(args: argparse.Namespace, store: Path, plan: Plan) -> str:
+    """Where runs go if nobody says: nobody wants a study to train on the machine that jobs are sent from."""
+    from sweeps.estimates import site_of_plan
+
+    site, _ = site_of_plan(store, plan, args.site or os.environ.get("SALT_SITE") or None)
+    place = "slurm" if args.slurm or (site is not None and site.slurm is not None) else "local"
+    if site is not None and place == "slurm":
+        print(f"site {site.name}: jobs are sent to Slurm (--on slurm)", file=sys.stderr)
+    return place
+
+
 def _refuse_options(args: argparse.Namespace) -> None:
     """Raise `UserError` for options that mean nothing where the runs go."""
     if args.workers is not None and (args.workers < 1 or args.on != "local"):
@@ -118,7 +137,7 @@ def _refuse_options(args: argparse.Namespace) -> None:
         raise UserError(f"--workers {args.workers} with --on {args.on}: {way_out}")
     if args.detach and args.on != "local":
         raise UserError(f"--detach with --on {args.on}: it is for --on local")
-    if args.slurm and args.on != "slurm":
+    if args.slurm and args.on not in (None, "slurm"):
         raise UserError(f"--slurm {args.slurm[0]} with --on {args.on}: it is for --on slurm")
     if args.max_gpu_hours is not None and not args.max_gpu_hours > 0:
         raise UserError(f"--max-gpu-hours {args.max_gpu_hours:g}: give a number above 0")

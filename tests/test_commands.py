@@ -332,6 +332,7 @@ def test_the_options_of_salt_sweep_are_these() -> None:
         "logs": ["--follow", "--help", "--json", "--lines", "--plan", "--store"],
         "cancel": ["--help", "--json", "--store", "--with-others", "--yes"],
         "gc": ["--code", "--help", "--json", "--logs", "--store", "--yes"],
+        "site": ["--help", "--json", "--partition", "--write"],
         "diff": ["--help", "--json", "--store"],
         "ledger": [
             *("--arm", "--audit", "--batch", "--charge", "--clips", "--crop", "--frames", "--help", "--json"),

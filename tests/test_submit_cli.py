@@ -258,6 +258,22 @@ def test_without_a_site_the_error_says_how_to_get_one(
     assert "salt-sweep site init" in capsys.readouterr().err
 
 
+def test_where_runs_go_if_nobody_says(
+    slurm: FakeSlurm, study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To Slurm where a cluster is named, so that nothing trains on the machine that jobs are sent from."""
+    assert sweep(study, "submit", "--dry-run") == 0
+    assert "jobs are sent to Slurm" in capsys.readouterr().err
+    plain = ["submit", study.name, "--store", str(study.store), "--dry-run"]
+    assert salt_cli.run("salt-sweep", plain) == 0
+    assert "on this machine" in capsys.readouterr().err
+    monkeypatch.setenv("SALT_SITE", str(study.folder / "site.yaml"))
+    assert salt_cli.run("salt-sweep", plain) == 0
+    assert "jobs are sent to Slurm" in capsys.readouterr().err
+    assert salt_cli.run("salt-sweep", [*plain, "--on", "local"]) == 0
+    assert "on this machine" in capsys.readouterr().err
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
