@@ -30,6 +30,7 @@ COMMANDS = {
             "logs",
             "cancel",
             "gc",
+            "site",
             "diff",
             "ledger",
             "recipe",
