@@ -8,6 +8,7 @@ this one array task is queued again, unless somebody cancelled it.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -37,8 +38,11 @@ WATCH_EVERY_S = 0.5
 WARNINGS = ("SIGUSR1", "SIGUSR2")
 #: Slurm sends the warning of a time limit up to a minute early (sbatch's manual, `--signal`).
 LIMIT_SLACK_S = 90.0
-#: Seconds for `scontrol requeue`, from what is left after the workers have saved.
+#: Seconds for `scontrol requeue`, from what is left after the workers have saved; a controller that is started
+#: again just then is asked for longer, as long as Slurm lets this process live.
 REQUEUE_S = 15.0
+REQUEUE_WITHIN_S, REQUEUE_PAUSE_S = 60.0, 3.0
+NOBODY_THERE = re.compile(r"did not answer|[Uu]nable to contact|timed out|[Cc]onnection refused")
 
 
 @dataclass(frozen=True)
@@ -205,12 +209,23 @@ class Lane:
                 "again; give jobs more time (slurm: time), or warn them earlier (slurm: signal_delay_s)"
             )
             sys.exit(1)
-        try:
-            ask(["scontrol", "requeue", self.job], REQUEUE_S)
-        except SchedulerSilent as silent:
-            say(f"{why}: could not be queued again ({silent}); submit again to go on")
+        refused = self._requeue()
+        if refused is not None:
+            say(f"{why}: could not be queued again ({refused}); submit again to go on")
             sys.exit(1)
         return f"{why}: queued again"
+
+    def _requeue(self) -> str | None:
+        """Ask for it until the controller answers, or time is over; why it was refused, None if it was not."""
+        deadline = time.monotonic() + REQUEUE_WITHIN_S
+        while True:
+            try:
+                ask(["scontrol", "requeue", self.job], REQUEUE_S)
+                return None
+            except SchedulerSilent as silent:
+                if not NOBODY_THERE.search(str(silent)) or time.monotonic() > deadline:
+                    return str(silent)
+                time.sleep(REQUEUE_PAUSE_S)
 
     def _still_wanted(self) -> bool:
         """After SIGTERM: a job that is preempted still counts as running, one that was cancelled does not."""

@@ -149,6 +149,18 @@ def test_a_requeue_that_is_refused_leaves_a_hole_and_says_so(
     assert "submit again" in said
 
 
+def test_a_controller_that_is_started_again_just_then_is_asked_again(
+    slurm: FakeSlurm, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = lane_of(tmp_path, plan, [plan.runs[0].run_id])
+    lane.ends_unix_s = tell(slurm, ends_in_s=3000)
+    slurm.answers("scontrol", code=1, error="scontrol: error: Unable to contact slurm controller")
+    monkeypatch.setattr("slurm.lane.time.sleep", lambda seconds: slurm.answers("scontrol"))
+    STOP.ask(signal.SIGUSR2)
+    assert "queued again" in lane.end(lane.progress())
+    assert requeues(slurm) == [["requeue", JOB]] * 2
+
+
 def test_machine_failures_go_to_another_node_and_others_do_not(
     slurm: FakeSlurm, plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="salt-disturbed-") as folder,
-        Cluster(extra_conf="MaxArraySize=16") as cluster,
+        Cluster(extra_conf="MaxArraySize=6") as cluster,
         pytest.MonkeyPatch.context() as patch,
     ):
         enter(patch, cluster)
