@@ -38,8 +38,8 @@ WATCH_EVERY_S = 0.5
 WARNINGS = ("SIGUSR1", "SIGUSR2")
 #: Slurm sends the warning of a time limit up to a minute early (sbatch's manual, `--signal`).
 LIMIT_SLACK_S = 90.0
-#: Seconds for `scontrol requeue`, from what is left after the workers have saved; a controller that is started
-#: again just then is asked for longer, as long as Slurm lets this process live.
+#: Seconds for `scontrol requeue`, from what is left after the workers have saved; a controller that is just
+#: being started again is asked for longer, as long as Slurm lets this process live.
 REQUEUE_S = 15.0
 REQUEUE_WITHIN_S, REQUEUE_PAUSE_S = 60.0, 3.0
 NOBODY_THERE = re.compile(r"did not answer|[Uu]nable to contact|timed out|[Cc]onnection refused")
@@ -216,7 +216,7 @@ class Lane:
         return f"{why}: queued again"
 
     def _requeue(self) -> str | None:
-        """Ask for it until the controller answers, or time is over; why it was refused, None if it was not."""
+        """Ask for it until the controller answers or time is over; why it was refused, None if it was not."""
         deadline = time.monotonic() + REQUEUE_WITHIN_S
         while True:
             try:
