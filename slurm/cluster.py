@@ -39,6 +39,7 @@ from slurm.records import (
 )
 from slurm.request import LaneRequest, lane_request, refuse_place, sbatch_parameters
 from slurm.sending import NotSent, Sender
+from slurm.states import Retry
 
 #: Cells that are named in a message about those that were not sent.
 NAMED = 5
@@ -60,10 +61,7 @@ class ClusterJob:
     code: Path
     bad_nodes: Mapping[str, BadNode] = field(default_factory=dict)
     workers: int = 1
-    since_ns: int = 0
-    retry_diverged: bool = False
-    retry_given_up: bool = False
-    retry_kinds: tuple[str, ...] = ()
+    retry: Retry = Retry()
     gpu_hours: float | None = None
 
     def request(self, *, training: bool = True) -> LaneRequest:
@@ -165,10 +163,7 @@ def _record(job: ClusterJob) -> SubmissionRecord:
         host=socket.gethostname(),
         command=tuple(sys.argv),
         code=str(job.code.absolute()),
-        since_ns=job.since_ns,
-        retry_diverged=job.retry_diverged,
-        retry_given_up=job.retry_given_up,
-        retry_kinds=job.retry_kinds,
+        retry=job.retry,
         profile=job.profile,
         workers=job.workers,
         gpu_hours=job.gpu_hours,

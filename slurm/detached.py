@@ -34,10 +34,7 @@ def start_detached(submission: Submission, workers: int, devices: Sequence[str])
         host=socket.gethostname(),
         command=tuple(sys.argv),
         code=None if submission.code is None else str(submission.code.absolute()),
-        since_ns=submission.since_ns,
-        retry_diverged=submission.retry_diverged,
-        retry_given_up=submission.retry_given_up,
-        retry_kinds=submission.retry_kinds,
+        retry=submission.retry,
         workers=workers,
         devices=tuple(devices),
     )
@@ -78,10 +75,7 @@ def main(argv: list[str]) -> int:
     submission = Submission(
         store=args.store,
         plan=read_plan(args.store, args.plan),
-        since_ns=record.since_ns,
-        retry_diverged=record.retry_diverged,
-        retry_given_up=record.retry_given_up,
-        retry_kinds=record.retry_kinds,
+        retry=record.retry,
         code=None if record.code is None else Path(record.code),
     )
     try:

@@ -17,10 +17,7 @@ def run_inline(submission: Submission) -> int:
     Drain(
         submission.store,
         submission.plan,
-        since_ns=submission.since_ns,
-        retry_diverged=submission.retry_diverged,
-        retry_given_up=submission.retry_given_up,
-        retry_kinds=submission.retry_kinds,
+        retry=submission.retry,
         report=lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True),
     ).run()
     standings = assess(submission.store, submission.plan)

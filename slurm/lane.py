@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
+
 from salt.attempts import attempts_allowed
 from salt.attempts import progress as how_far
 from salt.plan_specs import Plan
@@ -115,10 +117,7 @@ class Lane:
         submission = Submission(
             store=self.store,
             plan=self.whole,
-            since_ns=self.record.since_ns,
-            retry_diverged=self.record.retry_diverged,
-            retry_given_up=self.record.retry_given_up,
-            retry_kinds=self.record.retry_kinds,
+            retry=self.record.retry,
             lane=(self.folder, self.chunk.number, self.task),
         )
         request_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
@@ -145,11 +144,7 @@ class Lane:
         standings = assess(
             self.store,
             self.plan,
-            since_ns=self.record.since_ns,
-            retry_diverged=self.record.retry_diverged,
-            retry_given_up=self.record.retry_given_up,
-            retry_kinds=self.record.retry_kinds,
-            retry_machine=True,
+            msgspec.structs.replace(self.record.retry, machine=True),
         )
         left = [name for name in self.own if standings[name].state not in (State.DONE, *STUCK)]
         failed = [name for name in self.own if standings[name].state in STUCK]

@@ -20,7 +20,7 @@ import msgspec
 
 from salt.plan_specs import Plan
 from salt.specs import Spec
-from slurm.records import LaneRef, Sent, SubmissionRecord, live, readable_chunks, with_jobs
+from slurm.records import LaneRef, Sent, live, readable_chunks, with_jobs
 from slurm.scheduler import ASK_S, PastTask, QueuedTask, SchedulerSilent, past, queue, stop_asking
 from slurm.states import Retry
 
@@ -226,18 +226,7 @@ def _state(sent: Sent, place: int, there: Mapping[LaneRef, QueuedTask], answered
         node=None if task is None or not task.nodes else task.nodes,
         submission=sent.record.submission,
         workers=sent.record.workers,
-        retry=_retry(sent.record),
-    )
-
-
-def _retry(record: SubmissionRecord) -> Retry:
-    """What lanes of a submission try once more."""
-    return Retry(
-        since_ns=record.since_ns,
-        diverged=record.retry_diverged,
-        given_up=record.retry_given_up,
-        kinds=record.retry_kinds,
-        machine=True,
+        retry=msgspec.structs.replace(sent.record.retry, machine=True),
     )
 
 

@@ -26,6 +26,7 @@ from salt.specs import NonNegativeInt, Spec
 from salt.store import DamagedFile, pretty_json, read_json, write_atomically
 from slurm.profile import SlurmProfile
 from slurm.scheduler import QueuedTask
+from slurm.states import Retry
 
 _WAY_OUT = "move it away; its runs are then taken not to have been sent"
 
@@ -87,10 +88,7 @@ class SubmissionRecord(Spec, kw_only=True):
     host: str
     command: tuple[str, ...]
     code: str | None  # folder of the code that its workers run, relative to the store
-    since_ns: int
-    retry_diverged: bool = False
-    retry_given_up: bool = False
-    retry_kinds: tuple[str, ...] = ()
+    retry: Retry
     profile: SlurmProfile | None = None
     workers: int = 1  # processes of a lane, or of a local submission
     devices: tuple[str, ...] = ()  # of a local one: GPUs of each worker

@@ -113,35 +113,16 @@ class Retry(Spec, kw_only=True):
 
 
 def assess(
-    store: Path,
-    plan: Plan,
-    *,
-    since_ns: int = 0,
-    retry_diverged: bool = False,
-    retry_given_up: bool = False,
-    retry_kinds: tuple[str, ...] = (),
-    retry_machine: bool = False,
-    known_done: Container[str] = (),
+    store: Path, plan: Plan, retry: Retry | None = None, *, known_done: Container[str] = ()
 ) -> dict[str, Standing]:
     """State of every run of a plan, in the plan's order (what a run begins from comes before it).
 
     Args:
-        since_ns: an error written before this time (file clock, nanoseconds) is to be retried, so the run
-            counts as pending. retry_diverged: the same for runs that diverged, which else count as diverged
-            whenever it was. retry_given_up: the same for runs that were given up; then attempts before
-            `since_ns` are not held against them. retry_kinds: only errors of these classes are retried, those
-            of runs that were given up or diverged too. retry_machine: errors about the machine, whenever they
-            were. known_done: runs that were seen complete already; they
-            are not looked at again.
+        retry: which errors are to be retried, so that their runs count as pending; by default none.
+        known_done: runs that were seen complete already; they are not looked at again.
     """
     standings: dict[str, Standing] = {}
-    retry = Retry(
-        since_ns=since_ns,
-        diverged=retry_diverged,
-        given_up=retry_given_up,
-        kinds=retry_kinds,
-        machine=retry_machine,
-    )
+    retry = retry or Retry()
     specs = {run.run_id: run.spec for run in plan.runs}
     for run in plan.runs:
         if run.run_id in known_done:

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from salt.plan_specs import Plan
 from slurm.states import Retry
 
@@ -30,22 +32,9 @@ class Submission:
 
     store: Path
     plan: Plan
-    since_ns: int  # errors older than this are retried
-    retry_diverged: bool = False
-    retry_given_up: bool = False
-    retry_kinds: tuple[str, ...] = ()
+    retry: Retry  # which errors are let be
     code: Path | None = None
     lane: tuple[Path, int, int] | None = None
-
-    @property
-    def retry(self) -> Retry:
-        """Which errors are let be."""
-        return Retry(
-            since_ns=self.since_ns,
-            diverged=self.retry_diverged,
-            given_up=self.retry_given_up,
-            kinds=self.retry_kinds,
-        )
 
     @property
     def folder(self) -> Path:
@@ -55,13 +44,11 @@ class Submission:
     def worker_command(self) -> list[str]:
         """The command line of a worker process that ends with this one."""
         command = [sys.executable, "-P", "-m", "slurm.worker", f"--store={self.store}"]
-        command += ["--plan", self.plan.name, "--since-ns", str(self.since_ns)]
+        command += ["--plan", self.plan.name, "--retry", msgspec.json.encode(self.retry).decode()]
         command += ["--parent", str(os.getpid())]
         if self.lane is not None:
             command += ["--lane", *map(str, self.lane)]
-        command += [f"--retry-kind={kind}" for kind in self.retry_kinds]
-        command += ["--retry-diverged"] if self.retry_diverged else []
-        return [*command, "--retry-given-up"] if self.retry_given_up else command
+        return command
 
 
 def worker_environment(threads: int, code: Path | None = None) -> dict[str, str]:

@@ -78,10 +78,7 @@ class Drain:
         run_ids: Sequence[str] | None = None,
         *,
         execute: Execute | None = None,
-        since_ns: int = 0,
-        retry_diverged: bool = False,
-        retry_given_up: bool = False,
-        retry_kinds: tuple[str, ...] = (),
+        retry: Retry | None = None,
         poll_s: float = POLL_S,
         patience_s: float = PATIENCE_S,
         report: Callable[[str], None] = print,
@@ -93,13 +90,7 @@ class Drain:
         self._own = tuple(by_id[name] for name in (by_id if run_ids is None else run_ids))
         self.patience_s = patience_s
         self.execute = execute or _execute
-        self.retry = Retry(
-            since_ns=since_ns,
-            diverged=retry_diverged,
-            given_up=retry_given_up,
-            kinds=retry_kinds,
-            machine=self.lane,
-        )
+        self.retry = msgspec.structs.replace(retry or Retry(), machine=self.lane)
         self.poll_s = poll_s
         self.report = report
         self._names = run_names(plan)
@@ -122,11 +113,7 @@ class Drain:
             standings = assess(
                 self.store,
                 self.plan,
-                since_ns=self.retry.since_ns,
-                retry_diverged=self.retry.diverged,
-                retry_given_up=self.retry.given_up,
-                retry_kinds=self.retry.kinds,
-                retry_machine=self.retry.machine,
+                self.retry,
                 known_done=self._done,
             )
             done = {run_id for run_id, standing in standings.items() if standing.state is State.DONE}
@@ -316,10 +303,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--plan", required=True)
-    parser.add_argument("--since-ns", type=int, default=0, help="errors older than this are retried")
-    parser.add_argument("--retry-diverged", action="store_true")
-    parser.add_argument("--retry-given-up", action="store_true")
-    parser.add_argument("--retry-kind", action="append", default=[])
+    parser.add_argument("--retry", default="{}", metavar="JSON", help="which errors are tried again")
     lane = ("FOLDER", "ARRAY", "TASK")
     parser.add_argument("--lane", nargs=3, metavar=lane, help="take the runs of one lane alone")
     parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
@@ -333,10 +317,7 @@ def main(argv: list[str]) -> int:
             args.store,
             read_plan(args.store, args.plan),
             None if args.lane is None else lane_runs(Path(args.lane[0]), *map(int, args.lane[1:])),
-            since_ns=args.since_ns,
-            retry_diverged=args.retry_diverged,
-            retry_given_up=args.retry_given_up,
-            retry_kinds=tuple(args.retry_kind),
+            retry=_retry(args.retry),
             report=_report_line,
         ).run()
     except KeyboardInterrupt:
@@ -348,6 +329,13 @@ def main(argv: list[str]) -> int:
     if drained.failed:
         return RUNS_FAILED
     return RUNS_LEFT if drained.left else 0
+
+
+def _retry(text: str) -> Retry:
+    try:
+        return msgspec.json.decode(text, type=Retry)
+    except msgspec.DecodeError as error:
+        raise UserError(f"--retry {text!r}: {error}") from error
 
 
 def _report_line(text: str) -> None:

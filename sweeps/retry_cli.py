@@ -42,9 +42,10 @@ def add_retry(commands: Any) -> None:
 
 def _retry(args: argparse.Namespace) -> int:
     from slurm.causes import check_classes
+    from slurm.states import Retry
     from sweeps.submit_cli import submit
 
     names = [name.strip() for text in args.classes or () for name in text.split(",") if name.strip()]
     if not names:
         raise UserError("retry: name what to try again, such as --class oom,node; `--help` lists the classes")
-    return submit(args, retry_kinds=check_classes(names))
+    return submit(args, Retry(kinds=check_classes(names)))

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from salt.errors import UserError
 from salt.plans import read_plan
 from salt.store import store_path
@@ -16,6 +18,7 @@ from sweeps.command import STUDY_HELP, add_command, choose, print_json, print_ta
 
 if TYPE_CHECKING:
     from salt.plan_specs import Plan
+    from slurm.states import Retry
 
 
 def add_submit(commands: Any) -> None:
@@ -80,17 +83,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    return submit(args, retry_diverged=args.retry_diverged, retry_given_up=args.retry_given_up)
+    from slurm.states import Retry
+
+    return submit(args, Retry(diverged=args.retry_diverged, given_up=args.retry_given_up))
 
 
-def submit(
-    args: argparse.Namespace,
-    *,
-    retry_diverged: bool = False,
-    retry_given_up: bool = False,
-    retry_kinds: tuple[str, ...] = (),
-) -> int:
-    """Send what a plan lacks as the options say; the exit code."""
+def submit(args: argparse.Namespace, retry: Retry) -> int:
+    """Send what a plan lacks as the options say, and of old errors what `retry` says; the exit code."""
     from slurm.submission import Submission
 
     if args.on is None and (args.workers is not None or args.detach):
@@ -104,10 +103,7 @@ def submit(
     submission = Submission(
         store=store,
         plan=plan,
-        since_ns=now_ns(store, name),
-        retry_diverged=retry_diverged,
-        retry_given_up=retry_given_up,
-        retry_kinds=retry_kinds,
+        retry=msgspec.structs.replace(retry, since_ns=now_ns(store, name)),
     )
     if args.on == "slurm":
         from sweeps.submit_cluster import submit_to_cluster
@@ -151,14 +147,7 @@ def _submit_here(args: argparse.Namespace, submission: Any) -> int:
     from sweeps.auditing import audit_plan
 
     store, plan, name = submission.store, submission.plan, submission.plan.name
-    standings = assess(
-        store,
-        plan,
-        since_ns=submission.since_ns,
-        retry_diverged=submission.retry_diverged,
-        retry_given_up=submission.retry_given_up,
-        retry_kinds=submission.retry_kinds,
-    )
+    standings = assess(store, plan, submission.retry)
     missing = [run for run in plan.runs if standings[run.run_id].state not in (State.DONE, *STUCK)]
     code = 0
     if missing:

@@ -119,14 +119,7 @@ def _prepare(
         limits = find_limits(profile)
     except SchedulerSilent as silent:
         raise UserError(f"plan {plan.name}: nothing was sent: {with_way_out(str(silent))}") from silent
-    standings = assess(
-        store,
-        plan,
-        since_ns=submission.since_ns,
-        retry_diverged=submission.retry_diverged,
-        retry_given_up=submission.retry_given_up,
-        retry_kinds=submission.retry_kinds,
-    )
+    standings = assess(store, plan, submission.retry)
     expected = estimate(store, plan, site)
     wishes = Wishes(
         seconds=expected.seconds,
@@ -158,10 +151,7 @@ def _prepare(
         code=snapshots_folder(store) / "SNAPSHOT" if args.dry_run else take_snapshot(store).folder,
         bad_nodes=bad,
         workers=workers,
-        since_ns=submission.since_ns,
-        retry_diverged=submission.retry_diverged,
-        retry_given_up=submission.retry_given_up,
-        retry_kinds=submission.retry_kinds,
+        retry=submission.retry,
         gpu_hours=hours,
     )
 

@@ -16,7 +16,7 @@ from salt.plan_specs import Cell, Plan, PlannedRun
 from salt.result_specs import RunResult
 from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
-from slurm.states import State, assess
+from slurm.states import Retry, State, assess
 from slurm.worker import Drain
 from tests.examples import run_spec
 
@@ -120,15 +120,12 @@ class StandIn:
         finish(store, run)
 
 
-def drain(
-    store: Path, plan: Plan, execute: Execute, since_ns: int = 0, retry_diverged: bool = False
-) -> Drain:
+def drain(store: Path, plan: Plan, execute: Execute, since_ns: int = 0, diverged: bool = False) -> Drain:
     return Drain(
         store,
         plan,
         execute=execute,
-        since_ns=since_ns,
-        retry_diverged=retry_diverged,
+        retry=Retry(since_ns=since_ns, diverged=diverged),
         poll_s=0.005,
         report=lambda text: None,
     )

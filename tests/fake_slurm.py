@@ -20,6 +20,7 @@ from slurm.records import (
     write_lanes,
     write_record,
 )
+from slurm.states import Retry
 
 COMMANDS = ("squeue", "sacct", "scontrol", "scancel", "sbatch", "srun", "sacctmgr")
 
@@ -86,7 +87,7 @@ def record_sent(
         host="login",
         command=("salt-sweep",),
         code=code,
-        since_ns=0,
+        retry=Retry(),
     )
     write_record(folder, record)
     write_lanes(folder, [Chunk(number=0, lanes=tuple(Lane(runs=tuple(runs)) for runs in lanes))])

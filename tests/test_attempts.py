@@ -32,7 +32,7 @@ from salt.signals import STOP
 from salt.store import RunDir, write_atomically
 from salt.video import VideoError
 from slurm.ranks import RankError, _failure, _wait
-from slurm.states import State
+from slurm.states import Retry, State
 from slurm.status import plan_status, status_tables
 from slurm.worker import Drain
 from tests.drain_kit import Claimant, StandIn, drain, finish, plan, states
@@ -128,26 +128,25 @@ def test_a_run_that_fails_three_times_is_only_retried_when_asked(plan: Plan, tmp
         """Runs that a submission now would execute."""
         since_ns = run.error.stat().st_mtime_ns + 1 if run.error.exists() else 0
         before = len(failing.executed)
-        Drain(
-            tmp_path, only, execute=failing, since_ns=since_ns, poll_s=0.005, report=lambda _: None, **options
-        ).run()
+        retry = Retry(since_ns=since_ns, **options)
+        Drain(tmp_path, only, execute=failing, retry=retry, poll_s=0.005, report=lambda _: None).run()
         return failing.executed[before:]
 
     for count in range(1, DEFAULT_ATTEMPTS + 1):
         assert submit() == [run.run_id]
         assert states(tmp_path, only) == [State.FAILED if count < DEFAULT_ATTEMPTS else State.GIVEN_UP]
     assert submit() == []
-    assert submit(retry_diverged=True) == []
+    assert submit(diverged=True) == []
     (status,) = plan_status(tmp_path, only).runs
     assert (status.kind, status.attempts, status.host) == ("disk", 3, "gpu007")
     assert status.reason == (
         "3 attempts in a row without a new step, on gpu007: no space left in /data; free some room there; "
         f"not retried: `salt-train run {run.run_id} --plan small` tries once more"
     )
-    assert submit(retry_given_up=True) == [run.run_id]
+    assert submit(given_up=True) == [run.run_id]
     assert states(tmp_path, only) == [State.GIVEN_UP]
     failing.faults.clear()
-    assert submit(retry_given_up=True) == [run.run_id]
+    assert submit(given_up=True) == [run.run_id]
     assert states(tmp_path, only) == [State.DONE]
 
 

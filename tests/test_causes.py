@@ -14,7 +14,7 @@ from salt.plan_specs import Plan
 from salt.result_specs import RunError
 from salt.store import RunDir, pretty_json, write_atomically
 from slurm.causes import CAUSES, Again, again, cause_lines, check_classes, class_of
-from slurm.states import State, assess
+from slurm.states import Retry, State, assess
 from tests.drain_kit import plan
 
 __all__ = ["plan"]  # a fixture
@@ -82,7 +82,7 @@ def test_only_errors_of_the_classes_asked_for_are_retried(plan: Plan, tmp_path: 
     later = max(RunDir(tmp_path, run.run_id).error.stat().st_mtime_ns for run in plan.runs[:5]) + 1
 
     def retried(*classes: str, since_ns: int = later) -> list[str]:
-        standings = assess(tmp_path, plan, since_ns=since_ns, retry_kinds=classes)
+        standings = assess(tmp_path, plan, Retry(since_ns=since_ns, kinds=classes))
         stuck = (State.FAILED, State.DIVERGED, State.GIVEN_UP)
         return [
             kind
@@ -96,7 +96,7 @@ def test_only_errors_of_the_classes_asked_for_are_retried(plan: Plan, tmp_path: 
     assert retried("node") == []
     assert retried("killed", since_ns=0) == []  # errors of this submission are not retried in it
     assert (
-        assess(tmp_path, plan, since_ns=later, retry_kinds=("node",))[plan.runs[5].run_id].state
+        assess(tmp_path, plan, Retry(since_ns=later, kinds=("node",)))[plan.runs[5].run_id].state
         == State.PENDING
     )
 

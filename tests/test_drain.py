@@ -26,7 +26,7 @@ from salt.plans import encode_plan, plan_dir
 from salt.specs import ExecSpec, ProbeSpec
 from salt.store import RunDir, write_atomically
 from slurm.fleet import Fleet
-from slurm.states import State, assess
+from slurm.states import Retry, State, assess
 from slurm.status import last_step, plan_status, status_tables
 from slurm.submission import Submission
 from slurm.worker import RUNS_FAILED, Drain, record_error
@@ -113,7 +113,7 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(plan: Plan, tmp_path: Pat
     assert drain(tmp_path, plan, second, since_ns=now_ns).run().failed == []
     assert second.executed == [broken, plan.runs[2].run_id, plan.runs[3].run_id]
     third = StandIn()
-    drain(tmp_path, plan, third, since_ns=now_ns, retry_diverged=True).run()
+    drain(tmp_path, plan, third, since_ns=now_ns, diverged=True).run()
     assert third.executed == [diverged]
 
 
@@ -214,7 +214,7 @@ def test_a_worker_whose_parent_is_gone_stops(plan: Plan, held: Path) -> None:
 
 
 def test_a_killed_worker_is_reported_and_replaced(plan: Plan, held: Path) -> None:
-    fleet = Fleet(Submission(store=held, plan=plan, since_ns=0), workers=1)
+    fleet = Fleet(Submission(store=held, plan=plan, retry=Retry()), workers=1)
     with Claim.acquire(RunDir(held, plan.runs[-1].run_id)):
         fleet.start()
         victim = fleet.processes[0]
@@ -235,7 +235,7 @@ def test_a_run_that_always_kills_its_worker_is_given_up(plan: Plan, tmp_path: Pa
     lethal = msgspec.structs.replace(plan.runs[-1], run_id="ab")
     only = msgspec.structs.replace(plan, runs=(lethal,), cells=())
     assert spec == lethal.spec
-    fleet = Fleet(Submission(store=tmp_path, plan=only, since_ns=0), workers=0)
+    fleet = Fleet(Submission(store=tmp_path, plan=only, retry=Retry()), workers=0)
     run = RunDir(tmp_path, "ab")
     for death in range(DEFAULT_ATTEMPTS):
         assert run.read_error() is None

@@ -154,8 +154,12 @@ def test_a_controller_that_is_started_again_just_then_is_asked_again(
 ) -> None:
     lane = lane_of(tmp_path, plan, [plan.runs[0].run_id])
     lane.ends_unix_s = tell(slurm, ends_in_s=3000)
-    slurm.answers("scontrol", code=1, error="scontrol: error: Unable to contact slurm controller")
-    monkeypatch.setattr("slurm.lane.time.sleep", lambda seconds: slurm.answers("scontrol"))
+    monkeypatch.setattr("slurm.lane.REQUEUE_PAUSE_S", 0.0)
+    calls, asked = slurm.folder / "scontrol.calls", slurm.folder / "asked"
+    (slurm.folder / "scontrol").write_text(  # fails once
+        f'#!/bin/sh\necho "$*" >> {calls}\n[ -e {asked} ] && exit 0\n: > {asked}\n'
+        "echo scontrol: error: Unable to contact slurm controller >&2\nexit 1\n"
+    )
     STOP.ask(signal.SIGUSR2)
     assert "queued again" in lane.end(lane.progress())
     assert requeues(slurm) == [["requeue", JOB]] * 2

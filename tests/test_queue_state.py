@@ -12,7 +12,7 @@ from salt.store import RunDir, pretty_json, write_atomically
 from slurm.queue_state import LanePhase, QueueView, lane_states
 from slurm.records import read_record, write_record
 from slurm.run_status import RunStatus
-from slurm.states import State
+from slurm.states import Retry, State
 from slurm.status import StatusReader
 from slurm.worker import record_error
 from tests.drain_kit import finish, holder, plan
@@ -259,7 +259,8 @@ def test_what_failed_and_is_sent_again_waits_and_so_does_what_it_blocked(
     assert (first[0].state, first[2].state) == (State.FAILED, State.BLOCKED)  # that job made the error
     folder = record_sent(store, plan, "8", [[teacher], [student], [diverged]], name="20260102-000000-bbbbbb")
     written_ns = RunDir(store, teacher).error.stat().st_mtime_ns
-    write_record(folder, msgspec.structs.replace(read_record(folder), since_ns=written_ns + 10**9))
+    later = Retry(since_ns=written_ns + 10**9)
+    write_record(folder, msgspec.structs.replace(read_record(folder), retry=later))
     slurm.answers("squeue", *(queued(8, task, "PENDING", "Priority") for task in range(3)))
     again = rows(store, plan)
     assert (again[0].state, again[0].kind, again[0].reason) == (

@@ -305,10 +305,11 @@ import sys
 from pathlib import Path
 from salt.plans import read_plan
 from slurm.local import run_local
+from slurm.states import Retry
 from slurm.submission import Submission
 store = Path(sys.argv[1])
 try:
-    run_local(Submission(store=store, plan=read_plan(store, "one"), since_ns=0), 1)
+    run_local(Submission(store=store, plan=read_plan(store, "one"), retry=Retry()), 1)
 except KeyboardInterrupt:
     sys.exit(130)
 """

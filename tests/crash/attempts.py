@@ -110,7 +110,7 @@ def worker(store: Path, plan: str) -> Callable[[], int]:
     def work() -> int:
         from slurm.worker import main
 
-        return main(["--store", str(store), "--plan", plan, "--since-ns", str(since_ns)])
+        return main(["--store", str(store), "--plan", plan, "--retry", f'{{"since_ns": {since_ns}}}'])
 
     return work
 
