@@ -192,7 +192,7 @@ def test_what_is_sent_has_nothing_of_an_outer_job(
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return make_study(tmp_path_factory.mktemp("study"), students="[nano]")
+    return make_study(tmp_path_factory.mktemp("study"))
 
 
 def sweep(study: Study, *arguments: str) -> int:

@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
             "disturbed",
             budgets="[20e9, 30e9]",
             seeds=str(list(range(args.seeds))),
-            lane_minutes=1,
+            students="[nano, micro]",
+            references=True,
         )
         say(f"{len(study.plan.runs)} runs planned; first inline, for the truth")
         run_inline(study)

@@ -34,9 +34,8 @@ budgets_flops: {budgets}
 seeds: {seeds}
 students: {students}
 arms:
-  pixel: {{}}
-  vjepa: {{}}
-  salt: {{teachers: [nano], teacher_share: [0.3]}}
+{arms}
+references: {{random: {references}, raw: {references}}}
 minimum_steps: 5
 optim: {{batch_clips: 16, lr_start: 0, lr: 1e-3, lr_end: 0, clip_norm: 1.0}}
 objective: {{pixel_norm: none, ema_start: 0.9}}
@@ -44,6 +43,8 @@ probes:
   - {{name: main, labels: [motion], kinds: [linear], train_clips: 32, selection_clips: 32, report_clips: 32}}
 execution: {{threads: 1, checkpoint_every_steps: 10, log_every_steps: 5, processes: {processes}}}
 """
+
+ARMS = {"pixel": "{}", "vjepa": "{}", "salt": "{teachers: [nano], teacher_share: [0.3]}"}
 
 #: What runs take there is about 15 s by this, so that lanes of a minute hold four.
 SITE = """
@@ -130,7 +131,9 @@ def make_study(
     *,
     budgets: str = "[20e9]",
     seeds: str = "[0]",
-    students: str = "[nano, micro]",
+    students: str = "[nano]",
+    arms: tuple[str, ...] = tuple(ARMS),
+    references: bool = False,
     processes: int = 1,
     per_node: int = 4,
     partition: str = "scavenge",
@@ -140,7 +143,15 @@ def make_study(
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "clips").exists():
         salt(folder, "data", "digits", "clips", "--clips", "32", "--selection", "32", "--report", "32")
-    text = STUDY.format(name=name, budgets=budgets, seeds=seeds, students=students, processes=processes)
+    text = STUDY.format(
+        name=name,
+        budgets=budgets,
+        seeds=seeds,
+        students=students,
+        arms="\n".join(f"  {arm}: {ARMS[arm]}" for arm in arms),
+        references=str(references).lower(),
+        processes=processes,
+    )
     (folder / f"{name}.yaml").write_text(text)
     site = SITE.format(per_node=per_node, partition=partition, lane_minutes=lane_minutes)
     (folder / "site.yaml").write_text(site)

@@ -23,8 +23,8 @@ from tests.slurm.waiting import wait_for
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Six runs, a teacher among them, and the truth about them beside."""
-    study = make_study(tmp_path_factory.mktemp("study"), students="[nano]")
+    """Four runs, a teacher among them, and the truth about them beside."""
+    study = make_study(tmp_path_factory.mktemp("study"))
     run_inline(study)
     return study
 
@@ -34,7 +34,7 @@ def study(made: Study, tmp_path: Path) -> Study:
     """The same with a store of its own, in which nothing has been run; clips are decoded."""
     for name in ("clips", "truth"):
         (tmp_path / name).symlink_to(made.folder / name)
-    fresh = make_study(tmp_path, made.name, students="[nano]")
+    fresh = make_study(tmp_path, made.name)
     (fresh.store / "cache").symlink_to(made.folder / "truth" / "cache")
     audit = Path("plans") / made.name / "audit.json"  # of the same plan: its FLOPs have been counted
     shutil.copyfile(made.folder / "truth" / audit, fresh.store / audit)
@@ -150,9 +150,9 @@ def test_a_refusal_names_the_runs_and_the_way_out(
     options = [word for key, value in settings.items() for word in ("--slurm", f"{key}={value}")]
     answer = study.submit(*options, code=2)
     assert re.search(said, answer), answer
-    assert "Nothing was sent of 6 runs" in answer
+    assert "Nothing was sent of 4 runs" in answer
     assert str(study.plan.runs[0].run_id) in answer
-    assert "6 runs" in study.submit("--dry-run"), "nothing counts as sent"
+    assert "4 runs" in study.submit("--dry-run"), "nothing counts as sent"
     assert not slurm.states()
 
 
@@ -160,10 +160,10 @@ def test_arrays_keep_to_the_clusters_limit_and_lanes_to_the_cap(
     other_slurm: Callable[..., Cluster], study: Study
 ) -> None:
     """Case 26, and one cap over all arrays, without accounting."""
-    cluster = other_slurm(accounting=False, extra_conf="MaxArraySize=3")
+    cluster = other_slurm(accounting=False, extra_conf="MaxArraySize=2")
     study.submit("--slurm", "lane_minutes=0", "--slurm", "max_jobs=2")
     sizes = [len(each.chunk.lanes) for each in chunks(study.store, study.name)]
-    assert max(sizes) <= 3
+    assert max(sizes) <= 2
     assert sum(sizes) == len(study.plan.runs)
     most = 0
 
@@ -186,7 +186,7 @@ def test_a_submission_from_inside_a_job_is_not_bent_by_it(slurm: Cluster, study:
     )
     outer = slurm.submit("--mem=2G", "--partition=main", wrap=line)
     wait_for(lambda: slurm.state(outer) == "COMPLETED", 90, "the outer job has submitted")
-    assert "sent 6 runs" in (study.folder / "inner.log").read_text()
+    assert "sent 4 runs" in (study.folder / "inner.log").read_text()
     limits = set(slurm.run("squeue", "-h", "-r", "-n", f"salt-{study.name}", "-o", "%l").split())
     assert limits == {"1:00:00"}
     wait_for(lambda: finished(study), 180, "the study is done")
@@ -195,10 +195,10 @@ def test_a_submission_from_inside_a_job_is_not_bent_by_it(slurm: Cluster, study:
 @pytest.mark.parametrize("layout", ["srun", "torchrun"])
 def test_a_run_over_two_nodes(slurm: Cluster, made: Study, tmp_path: Path, layout: str) -> None:
     (tmp_path / "clips").symlink_to(made.folder / "clips")
-    study = make_study(tmp_path, "wide", students="[nano]", processes=2, per_node=1, partition="main")
+    study = make_study(tmp_path, "wide", arms=("vjepa",), processes=2, per_node=1, partition="main")
     study.submit("--slurm", f"layout={layout}")
     wait_for(lambda: finished(study), 120, "the study is done")
-    local = make_study(tmp_path / "local", "wide", students="[nano]", processes=2)
+    local = make_study(tmp_path / "local", "wide", arms=("vjepa",), processes=2)
     local.sweep("submit", "wide", "--store", "store", "--on", "local", "--workers", "1")
     assert numbers(study.store, study.plan) == numbers(local.store, local.plan)
     nodes = slurm.run("sacct", "-X", "-n", "-P", "-o", "JobName,NNodes").split()
