@@ -75,7 +75,9 @@ def _init(args: argparse.Namespace) -> int:
     elif args.write is None:
         print(text, end="")
     else:
-        print(f"written: {args.write}; look at the {len(guesses)} guesses in it, then: salt-sweep site check")
+        print(
+            f"written: {args.write}; look at the {len(guesses)} guesses in it, then: salt-sweep site check {args.write}"
+        )
     return 0
 
 
