@@ -76,7 +76,8 @@ def _init(args: argparse.Namespace) -> int:
         print(text, end="")
     else:
         print(
-            f"written: {args.write}; look at the {len(guesses)} guesses in it, then: salt-sweep site check {args.write}"
+            f"written: {args.write}; look at the {len(guesses)} guesses in it, then: "
+            f"salt-sweep site check {args.write}"
         )
     return 0
 
