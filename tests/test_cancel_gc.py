@@ -8,44 +8,16 @@ import sys
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from salt.plan_specs import Plan
-from salt.plans import encode_plan, plan_dir
 from salt.processes import machine, start_of
 from salt.store import RunDir, write_atomically
 from slurm.records import jobs_folder, read_record, write_record
-from tests.drain_kit import finish, holder, plan
+from tests.drain_kit import finish, holder
 from tests.fake_slurm import FakeSlurm, queued, record_sent
-from tests.fuzz_kit import command as called
+from tests.queue_kit import plan, save, slurm, store, sweep
 
-__all__ = ["plan"]  # a fixture
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    return FakeSlurm(tmp_path / "bin", monkeypatch)
-
-
-@pytest.fixture
-def store(tmp_path: Path, plan: Plan, slurm: FakeSlurm) -> Path:
-    """The plan on disk; all runs sent as job 7, two to a lane."""
-    store = tmp_path / "store"
-    save(store, plan)
-    ids = [run.run_id for run in plan.runs]
-    record_sent(store, plan, "7", [ids[0:2], ids[2:4], ids[4:6]])
-    return store
-
-
-def save(store: Path, plan: Plan) -> None:
-    write_atomically(plan_dir(store, plan.name) / "plan.jsonl", encode_plan(plan))
-
-
-def sweep(store: Path, *argv: str, code: int = 0) -> str:
-    """What a command prints: its output, or its error."""
-    ended = called("salt-sweep", argv[0], *argv[1:], "--store", str(store))
-    assert ended.code == code, ended.out + ended.err
-    return ended.out if code == 0 else ended.err
+__all__ = ["plan", "slurm", "store"]  # fixtures
 
 
 # --- cancel ----------------------------------------------------------------------------------------

@@ -11,18 +11,17 @@ import msgspec
 import pytest
 
 from salt.plan_specs import Plan
-from salt.plans import encode_plan, plan_dir
 from salt.reached import Reached
 from salt.result_specs import ProbeResult, ProbeScore
 from salt.specs import DataSpec, ExecSpec, ProbeSpec
 from salt.store import RunDir, pretty_json, write_atomically
 from slurm.records import jobs_folder, read_record, write_record
 from slurm.worker import record_error
-from tests.drain_kit import finish, holder, plan
-from tests.fake_slurm import FakeSlurm, record_sent
-from tests.fuzz_kit import command as called
+from tests.drain_kit import finish, holder
+from tests.fake_slurm import FakeSlurm
+from tests.queue_kit import plan, save, slurm, store, sweep
 
-__all__ = ["plan"]  # a fixture
+__all__ = ["plan", "slurm", "store"]  # fixtures
 
 SITE = """
 name: here
@@ -36,32 +35,6 @@ utilisation: {default: 0.5}
 price_per_gpu_hour: 2.0
 currency: EUR
 """
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    return FakeSlurm(tmp_path / "bin", monkeypatch)
-
-
-@pytest.fixture
-def store(tmp_path: Path, plan: Plan, slurm: FakeSlurm) -> Path:
-    """The plan on disk; all runs sent as job 7, two to a lane."""
-    store = tmp_path / "store"
-    save(store, plan)
-    ids = [run.run_id for run in plan.runs]
-    record_sent(store, plan, "7", [ids[0:2], ids[2:4], ids[4:6]])
-    return store
-
-
-def save(store: Path, plan: Plan) -> None:
-    write_atomically(plan_dir(store, plan.name) / "plan.jsonl", encode_plan(plan))
-
-
-def sweep(store: Path, *argv: str, code: int = 0) -> str:
-    """What a command prints: its output, or its error."""
-    ended = called("salt-sweep", argv[0], *argv[1:], "--store", str(store))
-    assert ended.code == code, ended.out + ended.err
-    return ended.out if code == 0 else ended.err
 
 
 def status(store: Path, *options: str) -> dict:  # type: ignore[type-arg]

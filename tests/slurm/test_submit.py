@@ -203,3 +203,15 @@ def test_a_run_over_two_nodes(slurm: Cluster, made: Study, tmp_path: Path, layou
     assert numbers(study.store, study.plan) == numbers(local.store, local.plan)
     nodes = slurm.run("sacct", "-X", "-n", "-P", "-o", "JobName,NNodes").split()
     assert f"salt-{study.name}|2" in nodes
+
+
+def test_two_runs_at_once_in_a_lane(slurm: Cluster, study: Study) -> None:
+    """As where several share a GPU: two workers of one job, and the numbers of runs that were alone."""
+    study.submit("--slurm", "runs_per_gpu=2", "--slurm", "partition=main")
+    first, *_ = chunks(study.store, study.name)
+    assert len(first.chunk.lanes[0].runs) == 3
+    wait_for(lambda: finished(study), 120, "the study is done")
+    assert numbers(study.store, study.plan) == numbers(study.folder / "truth", study.plan)
+    logs = sorted(path.name for path in (first.folder / "workers").glob(f"{first.chunk.job}_0-*.log"))
+    assert logs == [f"{first.chunk.job}_0-1.log", f"{first.chunk.job}_0-2.log"]
+    assert all("start" in (first.folder / "workers" / name).read_text() for name in logs)
