@@ -122,6 +122,29 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_plain_mapping
 _Loader.add_constructor(None, _Loader.refuse_tag)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either kind of reader would take for something else, such as `1e3`."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+            *_Loader.yaml_implicit_resolvers.get(first, []),
+        ]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+    }
+
+
+def written_yaml(data: dict[str, Any], *, flow: bool | None = None) -> str:
+    """Plain data as YAML that `parse_yaml` reads back as it was, keys in their order.
+
+    `flow` as in PyYAML: None writes `{a: 1}` for what holds nothing nested, False a line for each value.
+    """
+    text: str = yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=110, allow_unicode=True
+    )
+    return text
+
+
 def parse_yaml(data: bytes, file: Path, keys: str = "`name:` and `budgets_flops:`") -> dict[str, Any]:
     """The mapping in a YAML document; `keys` are examples of its keys, for the error that there is none.
 

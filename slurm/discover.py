@@ -34,6 +34,7 @@ class Partition(Spec, kw_only=True):
     kinds: tuple[NodeKind, ...]
     preempted: bool = False
     grace_s: int = 0
+    qos: tuple[str, ...] | None = None  # that it takes; None: all
 
     @property
     def gpus(self) -> int:
@@ -66,9 +67,13 @@ def ask_cluster() -> ClusterFacts:
     partitions = ask(["scontrol", "show", "partition", "--oneliner"], MUST_S)
     config = ask(["scontrol", "show", "config"], MUST_S)
     form = "format=Account,QOS,MaxSubmitJobs,GrpSubmitJobs"
+    name = _settings(config).get("ClusterName")
+    here = [] if name is None else [f"cluster={name}"]  # one database may serve several
     try:
-        accounts = ask(["sacctmgr", "--noheader", "--parsable2", "show", "associations", _user(), form])
-        notes: tuple[str, ...] = ()
+        accounts = ask(
+            ["sacctmgr", "--noheader", "--parsable2", "show", "associations", _user(), *here, form]
+        )
+        notes: tuple[str, ...] = () if accounts.strip() else ("accounting knows no account of yours",)
     except SchedulerSilent as silent:
         accounts, notes = "", (f"accounts and their limits are not known: {silent}",)
     return facts_of(sinfo, partitions, config, accounts, notes)
@@ -146,9 +151,15 @@ def _partitions(
                 kinds=kinds,
                 preempted=preempts and mode not in ("OFF", "GANG"),
                 grace_s=_number(more.get("GraceTime", "0")),
+                qos=_allowed(more.get("AllowQos")),
             )
         )
     return tuple(found)
+
+
+def _allowed(text: str | None) -> tuple[str, ...] | None:
+    """`a,b` of `AllowQos=a,b`; None for `ALL`, and where nothing is said."""
+    return None if text in (None, "ALL") else _each(str(text).split(","))
 
 
 def _number(text: str) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from salt.errors import UserError
+from salt.plain_yaml import written_yaml
 from salt.sizes import SIZES
 from salt.specs import NonNegativeFloat, PositiveFloat, PositiveInt, RunSpec, Spec, VitSpec
 from slurm.profile import SlurmProfile
@@ -169,8 +170,6 @@ def with_measured(site: SiteSpec, where: str, precision: str, flops_per_s: dict[
 
 def site_yaml(site: SiteSpec) -> str:
     """A profile as `load_site` reads it: keys in a fixed order, without those that hold their default."""
-    import yaml
-
     data = msgspec.to_builtins(site)
     for field in msgspec.structs.fields(SiteSpec):
         if not field.required and field.name != "precision" and getattr(site, field.name) == field.default:
@@ -180,14 +179,21 @@ def site_yaml(site: SiteSpec) -> str:
     data["peak_flops"] = dict(sorted(data["peak_flops"].items()))
     if "measured" in data:
         data["measured"] = sorted(data["measured"], key=order.index)
-    if site.slurm is not None:
-        data["slurm"] = {
-            field.name: data["slurm"][field.name]
-            for field in msgspec.structs.fields(SlurmProfile)
-            if getattr(site.slurm, field.name) not in (field.default, {})
-        }
-    text: str = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
-    return text
+    section = data.pop("slurm", None)
+    return written_yaml(data) + ("" if site.slurm is None else _slurm_yaml(site.slurm, section))
+
+
+def _slurm_yaml(profile: SlurmProfile, data: dict[str, Any]) -> str:
+    """The section of a profile, a key a line; those that hold their default are left out."""
+    lines = ["slurm:"]
+    for field in msgspec.structs.fields(SlurmProfile):
+        if getattr(profile, field.name) in (field.default, {}):
+            continue
+        value = data[field.name]
+        flow = None if isinstance(value, dict | list | tuple) else False
+        text = written_yaml({field.name: value}, flow=flow)
+        lines += [f"  {line}" for line in text.splitlines()]
+    return "\n".join(lines) + "\n"
 
 
 #: Below and above these no machine is, and hours, bytes and money would be beyond a number's range.

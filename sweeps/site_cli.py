@@ -14,6 +14,7 @@ from sweeps.command import add_command, print_json
 
 if TYPE_CHECKING:
     from slurm.discover import ClusterFacts
+    from slurm.profile import SlurmProfile
     from sweeps.site import SiteSpec
 
 
@@ -64,12 +65,16 @@ def _init(args: argparse.Namespace) -> int:
     from sweeps.site_proposal import proposed_site, proposed_text
 
     if args.write is not None and args.write.exists():
-        raise UserError(f"--write {args.write}: there is a file already; name another, or move it away")
+        raise _there_already(args.write)
     facts = _facts()
     site, guesses = proposed_site(facts, args.partition)
     text = proposed_text(facts, site_yaml(site), guesses)
     if args.write is not None:
-        args.write.write_text(text, encoding="utf-8")
+        try:
+            with open(args.write, "x", encoding="utf-8") as out:
+                out.write(text)
+        except FileExistsError as error:  # a link to nowhere, or someone was faster
+            raise _there_already(args.write) from error
     if args.json:
         print_json({"site": msgspec.to_builtins(site), "guesses": guesses, "written": _name(args.write)})
     elif args.write is None:
@@ -80,6 +85,10 @@ def _init(args: argparse.Namespace) -> int:
             f"salt-sweep site check {args.write}"
         )
     return 0
+
+
+def _there_already(path: Path) -> UserError:
+    return UserError(f"--write {path}: there is a file already; name another, or move it away")
 
 
 def _name(path: Path | None) -> str | None:
@@ -97,8 +106,11 @@ def _check(args: argparse.Namespace) -> int:
     problems: list[str] = []
     if site.slurm is not None:
         try:
-            problems = contradictions(site, ask_cluster())
-            lines.append("held against the cluster: " + ("it fits" if not problems else "it does not fit"))
+            facts = ask_cluster()
+            problems = contradictions(site, facts)
+            verdict = "it fits" if not problems else "it does not fit"
+            lines.append(f"held against cluster {facts.name}: {verdict}")
+            lines += [f"not checked: {note}" for note in facts.notes]
         except SchedulerSilent as silent:
             lines.append(f"not held against a cluster: {silent}")
     if args.json:
@@ -108,6 +120,18 @@ def _check(args: argparse.Namespace) -> int:
     for problem in problems:
         print(f"error: {args.file}: {shown(problem)}", file=sys.stderr)
     return 2 if problems else 0
+
+
+def _request(site: SiteSpec, profile: SlurmProfile) -> str:
+    """What a job asks for, as far as it does not depend on the plan."""
+    gpu = f"a GPU ({profile.gpu_type})" if profile.gpu_type else "a GPU"
+    cpus, memory = profile.cpus_per_run, profile.memory_gib_per_run
+    per_run = [
+        f"{cpus} CPUs" if cpus else "CPUs for its threads and decoders",
+        f"{memory:g} GiB" if memory else "what memory the cluster gives by itself",
+    ]
+    gpus = f"{gpu} for each process, {site.gpus_per_node} at most on a node" if profile.gpus else "no GPU"
+    return f"{gpus}; for each run {' and '.join(per_run)}"
 
 
 def _meaning(site: SiteSpec) -> list[str]:
@@ -124,7 +148,9 @@ def _meaning(site: SiteSpec) -> list[str]:
         return [*lines, "no section slurm: plans can be priced for it, not sent to it"]
     where = f"partition {profile.partition}" if profile.partition else "the default partition"
     lines.append(f"jobs: in {where}, at most {spoken(profile.minutes)} ({profile.time}) each")
-    lines.append(f"warned {profile.signal_delay_s} s before they end; then saved and queued again")
+    lines.append(f"asks for: {_request(site, profile)}")
+    then = "saved and queued again" if profile.requeue else "saved; submitting again sends them on"
+    lines.append(f"warned {profile.signal_delay_s} s before they end; then {then}")
     minutes = lane_minutes(profile)
     lines.append(
         "each run has a job of its own"

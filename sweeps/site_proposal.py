@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 from salt.errors import UserError
 from slurm.discover import ClusterFacts, NodeKind, Partition
 from slurm.durations import slurm_time, spoken
@@ -18,6 +21,8 @@ KNOWN: dict[str, tuple[Precision, dict[Precision, float], float]] = {
     "h100": ("bf16", {"bf16": 989e12, "fp32": 67e12}, 79.0),
     "h200": ("bf16", {"bf16": 989e12, "fp32": 67e12}, 139.0),
 }
+#: Cards that are slower than those of `KNOWN`, and slices of one (MIG).
+_LESSER = re.compile(r"pcie|nvl|\dg\.")
 #: A day: long enough for most runs, short enough to be let in between others.
 USUAL_MINUTES = 1440
 #: FLOP/s of one processor core, of the order of what server CPUs reach in float32.
@@ -75,6 +80,8 @@ def _with_gpus(facts: ClusterFacts, partition: Partition, kind: NodeKind, guesse
     known = next((each for word, each in KNOWN.items() if word in name.lower()), None)
     if known is None:
         guesses += ["gpu, memory_gib, peak_flops: the cluster does not say which GPUs these are; the A100's"]
+    elif _LESSER.search(name.lower()):
+        guesses.append(f"memory_gib, peak_flops: of the whole SXM card; {name} has less")
     precision, peaks, memory = known or KNOWN["a100"]
     guesses.append("memory_gib: of the card's usual size; `nvidia-smi` tells")
     guesses.append("utilisation: assumed; measure with `salt-sweep benchmark --write`")
@@ -102,7 +109,7 @@ def _with_gpus(facts: ClusterFacts, partition: Partition, kind: NodeKind, guesse
 
 def _without_gpus(facts: ClusterFacts, partition: Partition, kind: NodeKind, guesses: list[str]) -> SiteSpec:
     guesses.append("peak_flops, utilisation: of one processor core; measure with `salt-sweep benchmark`")
-    memory = round(kind.memory_mib / 1024 / max(1, kind.cpus), 2)
+    memory = math.floor(100 * kind.memory_mib / 1024 / max(1, kind.cpus)) / 100
     return SiteSpec(
         name=f"{facts.name}-{partition.name}",
         gpu="CPU, 1 thread",
@@ -157,40 +164,61 @@ def contradictions(site: SiteSpec, facts: ClusterFacts) -> list[str]:
     profile = site.slurm
     assert profile is not None
     by_name = {partition.name: partition for partition in facts.partitions}
+    names = ", ".join(by_name) or "none"
     found = []
     wanted = [name for name in (profile.partition or "").split(",") if name]
     found += [unknown_name("slurm: partition", name, list(by_name)) for name in wanted if name not in by_name]
     used = [by_name[name] for name in wanted if name in by_name]
-    used = used or [each for each in facts.partitions if each.default]
+    if not wanted:
+        used = [each for each in facts.partitions if each.default]
+        if not used:
+            found.append(f"slurm: partition: this cluster has no default; name one of these: {names}")
     for partition in used:
-        limit = partition.limit_minutes
-        if limit is not None and profile.minutes > limit:
-            found.append(
-                f"slurm: time {profile.time}: partition {partition.name} allows {spoken(limit) or 'less'}"
+        found += _beyond(site, profile, partition)
+    for key, there in (("account", facts.accounts), ("qos", facts.qos)):
+        value = getattr(profile, key)
+        if value is not None and there and value not in there:
+            found.append(unknown_name(f"slurm: {key}", value, list(there)))
+        elif key == "qos" and value is not None:
+            found += [
+                f"slurm: qos {value}: partition {each.name} takes {', '.join(each.qos) or 'none'}"
+                for each in used
+                if each.qos is not None and value not in each.qos
+            ]
+    size = profile.max_array_size
+    if size is not None and facts.max_array_size is not None and size > facts.max_array_size:
+        found.append(f"slurm: max_array_size {size}: the cluster's is {facts.max_array_size}")
+    return found
+
+
+def _beyond(site: SiteSpec, profile: SlurmProfile, partition: Partition) -> list[str]:
+    """What one partition does not give."""
+    found = []
+    name, limit = partition.name, partition.limit_minutes
+    if limit is not None and profile.minutes > limit:
+        found.append(f"slurm: time {profile.time}: partition {name} allows {spoken(limit) or 'less'}")
+    kinds = partition.kinds
+    if profile.gpus:
+        types = sorted({each for kind in kinds for each in kind.gpus})
+        if profile.gpu_type is not None and profile.gpu_type not in types:
+            there = ", ".join(each or "GPUs without a type" for each in types) or "no GPUs"
+            found.append(f"slurm: gpu_type {profile.gpu_type}: partition {name} has {there}")
+        else:
+            fitting = [kind for kind in kinds if profile.gpu_type in (None, *kind.gpus)]
+            counts = (
+                kind.gpu_count if profile.gpu_type is None else kind.gpus[profile.gpu_type]
+                for kind in fitting
             )
-        if profile.gpus and profile.gpu_type is not None:
-            types = sorted({name for kind in partition.kinds for name in kind.gpus})
-            if profile.gpu_type not in types:
-                found.append(
-                    f"slurm: gpu_type {profile.gpu_type}: partition {partition.name} has "
-                    f"{', '.join(name or 'GPUs without a type' for name in types) or 'no GPUs'}"
-                )
-        most = max((kind.gpu_count for kind in partition.kinds), default=0)
-        if profile.gpus and site.gpus_per_node > most:
-            found.append(f"gpus_per_node {site.gpus_per_node}: nodes of {partition.name} have {most}")
-        cpus = max((kind.cpus for kind in partition.kinds), default=0)
-        if profile.cpus_per_run is not None and profile.cpus_per_run > cpus:
-            found.append(f"slurm: cpus_per_run {profile.cpus_per_run}: nodes of {partition.name} have {cpus}")
-    if facts.accounts and profile.account is not None and profile.account not in facts.accounts:
-        found.append(unknown_name("slurm: account", profile.account, list(facts.accounts)))
-    if facts.qos and profile.qos is not None and profile.qos not in facts.qos:
-        found.append(unknown_name("slurm: qos", profile.qos, list(facts.qos)))
-    if (
-        profile.max_array_size is not None
-        and facts.max_array_size is not None
-        and profile.max_array_size > facts.max_array_size
-    ):
+            most = max(counts, default=0)
+            if site.gpus_per_node > most:
+                found.append(f"gpus_per_node {site.gpus_per_node}: nodes of {name} have {most}")
+            kinds = tuple(fitting)
+    cpus = max((kind.cpus for kind in kinds), default=0)
+    if profile.cpus_per_run is not None and profile.cpus_per_run > cpus:
+        found.append(f"slurm: cpus_per_run {profile.cpus_per_run}: nodes of {name} have {cpus}")
+    memory = max((kind.memory_mib for kind in kinds), default=0) / 1024
+    if profile.memory_gib_per_run is not None and profile.memory_gib_per_run > memory:
         found.append(
-            f"slurm: max_array_size {profile.max_array_size}: the cluster's is {facts.max_array_size}"
+            f"slurm: memory_gib_per_run {profile.memory_gib_per_run:g}: nodes of {name} have {memory:.4g} GiB"
         )
     return found

@@ -107,12 +107,33 @@ def test_durations_that_are_none(value: str) -> None:
         ({"sbatch": {"array": "0-3"}}, "salt needs it itself"),
         ({"sbatch": {"partition": "x"}}, "use slurm: partition"),
         ({"sbatch": {"exclusive": False}}, "leave it out"),
+        ({"sbatch": {"export": "NONE"}}, "salt needs it itself"),
+        ({"sbatch": {"mem-per-cpu": "2G"}, "memory_gib_per_run": 4.0}, "leave one of them out"),
+        ({"sbatch": {"gres": "gpu:a100:1"}}, "use slurm: gpu_type"),
+        ({"sbatch": {"mail_type": "ALL"}}, "without dashes"),
+        ({"environment": {"é": "1"}}, "no name of a variable"),
+        ({"environment": {"SUBMITIT_PREEMPT_SIGNAL": "USR1"}}, "leave it out"),
+        ({"setup": ["#SBATCH --time=1"]}, "write it under slurm: sbatch"),
+        ({"signal_delay_s": 70000, "time": "7-00:00:00"}, "at most 65535"),
     ],
 )
 def test_values_that_slurm_would_refuse_or_misread(changes: dict[str, Any], said: str) -> None:
     found = problems(profile(**changes))
-    assert any(said in problem for problem in found)
-    assert len(found) == len(changes) or "time" in changes, "nothing else is wrong"
+    assert said in found[0]
+    assert len(found) == 1 or changes == {"time": "1:30"}, "nothing else is wrong"
+
+
+def test_values_that_slurm_takes() -> None:
+    assert not problems(
+        profile(
+            partition="gpu,long",
+            constraint="[rack1|rack2]&nvlink",
+            exclude=["gpu[01-04,7]"],
+            setup=["module load cuda # 12", "echo '$HOME'"],
+            environment={"NCCL_DEBUG": "a b # c", "PYTHONPATH_EXTRA": "x"},
+            sbatch={"mem-per-cpu": "2G", "gres": "nvme:1", "exclusive": True, "mail-type": "FAIL,END"},
+        )
+    )
 
 
 def test_lanes_end_before_their_job_does() -> None:
@@ -128,6 +149,43 @@ def test_examples_load_and_survive_being_written(path: Path, tmp_path: Path) -> 
     copy = tmp_path / "site.yaml"
     copy.write_text(site_yaml(site))
     assert load_site(copy) == site
+
+
+def test_every_key_survives_being_written_and_is_explained(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "partition": "a,b",
+        "account": "null",
+        "qos": "1e3",
+        "constraint": "x|y",
+        "reservation": "yes",
+        "gpus": False,
+        "cpus_per_run": 3,
+        "memory_gib_per_run": 1.5,
+        "signal_delay_s": 61,
+        "requeue": False,
+        "lane_minutes": 0,
+        "runs_per_gpu": "auto",
+        "max_jobs": 4,
+        "max_array_size": 5,
+        "max_submit_jobs": 6,
+        "layout": "torchrun",
+        "exclude": ["n[1-2]", "n4"],
+        "exclude_after": 0,
+        "setup": ["module load a: b", "  x 'y' # z " * 20],
+        "environment": {"A": "1", "B": "a: #b"},
+        "sbatch": {"exclusive": True, "begin": "16:00"},
+        "local_store": True,
+    }
+    site = msgspec.structs.replace(load_site(EXAMPLES[0]), slurm=profile(**keys))
+    copy = tmp_path / "site.yaml"
+    copy.write_text(site_yaml(site))
+    assert load_site(copy) == site
+    names = {field.name for field in msgspec.structs.fields(SlurmProfile)}
+    assert names - set(keys) == {"time", "gpu_type"}
+    example = (ROOT / "examples" / "sites" / "cluster.yaml").read_text()
+    table = (ROOT / "docs" / "cluster.md").read_text().partition("## Lanes")[0]
+    assert [name for name in sorted(names) if f" {name}: " not in example] == []
+    assert [name for name in sorted(names) if f"`{name}`" not in table] == []
 
 
 def test_a_file_with_a_bad_section_is_refused_by_key(tmp_path: Path) -> None:
@@ -200,6 +258,9 @@ def test_a_profile_of_a_large_cluster(tmp_path: Path) -> None:
     assert any("does not say which GPUs" in guess for guess in guesses)
     assert unknown.slurm is not None
     assert unknown.slurm.gpu_type is None
+    assert not any("has less" in guess for guess in guesses)
+    sliced = facts_of(OTHER_SINFO.replace("h100:8", "a100_3g.20gb:16"), "", OTHER_CONFIG, ACCOUNTS)
+    assert any("a100_3g.20gb has less" in guess for guess in proposed_site(sliced)[1])
 
 
 @pytest.mark.parametrize(
@@ -212,11 +273,18 @@ def test_a_profile_of_a_large_cluster(tmp_path: Path) -> None:
         ({"qos": "longer"}, "qos"),
         ({"cpus_per_run": 97}, "have 96"),
         ({"max_array_size": 20000}, "10001"),
+        ({"memory_gib_per_run": 1007.0}, "have 1007 GiB"),
+        ({"account": "other"}, "did you mean 'vision'"),
+        ({"qos": "long"}, "partition gpu takes normal, high"),
+        ({"partition": None, "gpus": False, "gpu_type": None}, "no default; name one of these: cpu, gpu"),
     ],
 )
 def test_what_a_cluster_does_not_have_is_named(changes: dict[str, Any], said: str) -> None:
-    facts = facts_of(OTHER_SINFO, "", OTHER_CONFIG, ACCOUNTS)
-    site, _ = proposed_site(facts)
+    no_default = OTHER_SINFO.replace("cpu*", "cpu")
+    gates = "PartitionName=gpu AllowQos=normal,high\n"
+    facts = facts_of(no_default, gates, OTHER_CONFIG, ACCOUNTS)
+    site, _ = proposed_site(facts, "gpu")
+    assert not contradictions(site, facts)
     (problem,) = contradictions(check_slurm(site, changes, "x"), facts)
     assert said in problem
 
@@ -237,8 +305,16 @@ def test_the_command(
     before = file.read_text()
     assert salt_cli.run("salt-sweep", ["site", "init", "--write", str(file)]) == 2
     assert file.read_text() == before
+    link = tmp_path / "link.yaml"
+    link.symlink_to(tmp_path / "nowhere.yaml")
+    assert salt_cli.run("salt-sweep", ["site", "init", "--write", str(link)]) == 2
+    assert "there is a file already" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere.yaml").exists()
     assert salt_cli.run("salt-sweep", ["site", "check", str(file)]) == 0
-    assert "at most 1 day" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "at most 1 day" in said
+    assert "a GPU (a100) for each process, 2 at most on a node; for each run 2 CPUs and 3 GiB" in said
+    assert "not checked: accounts and their limits" in said
     file.write_text(before.replace("partition: main", "partition: mian"))
     assert salt_cli.run("salt-sweep", ["site", "check", str(file)]) == 2
     assert "did you mean 'main'" in capsys.readouterr().err
