@@ -14,7 +14,7 @@ from pathlib import Path
 
 from salt.errors import UserError
 from salt.processes import lives, machine
-from slurm.records import LaneRef, Sent, SubmissionRecord, chunks, live, submissions, with_jobs
+from slurm.records import LaneRef, Sent, SubmissionRecord, live, readable, submission_of, with_jobs
 from slurm.scheduler import MUST_S, QueuedTask, SchedulerSilent, ask, queue
 from slurm.states import Standing, State
 
@@ -23,15 +23,18 @@ from slurm.states import Standing, State
 class Cancelled:
     """What is to be cancelled: lanes with what they are doing and their unfinished runs, and processes.
 
-    `preparing` are lanes that decode the plan's clips and have no runs. `tasks_of` counts the tasks of each
-    job that are in the queue.
+    `preparing` are lanes that decode the plan's clips and have no runs; `unknown` those of submissions whose
+    files are damaged, known by their comment alone. `damages` says what is wrong with these. `tasks_of`
+    counts the tasks of each job that are in the queue.
     """
 
     plan: str
     lanes: dict[LaneRef, tuple[QueuedTask, list[str]]] = field(default_factory=dict)
     preparing: set[LaneRef] = field(default_factory=set)
+    unknown: set[LaneRef] = field(default_factory=set)
     tasks_of: Counter[str] = field(default_factory=Counter)
     local: list[SubmissionRecord] = field(default_factory=list)
+    damages: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.lanes or self.local)
@@ -59,19 +62,25 @@ def find_live(
     Raises:
         UserError: the queue does not answer, or a submission runs by itself on another machine.
     """
-    found = Cancelled(plan=plan)
-    sent = chunks(store, plan)
-    if sent:
-        _find_lanes(sent, standings, chosen, found)
-    found.local = _local([record for _, record in submissions(store, plan)], standings)
+    submissions, damaged = readable(store, plan)
+    sent = [each for _, arrays in submissions for each in arrays]
+    found = Cancelled(plan=plan, damages=list(damaged.values()))
+    if sent or damaged:
+        _find_lanes(sent, list(damaged), standings, chosen, found)
+    found.local = _local([record for record, _ in submissions], standings)
     return found
 
 
 def _find_lanes(
-    sent: list[Sent], standings: Mapping[str, Standing], chosen: Set[str], found: Cancelled
+    sent: list[Sent],
+    damaged: list[Path],
+    standings: Mapping[str, Standing],
+    chosen: Set[str],
+    found: Cancelled,
 ) -> None:
+    folders = {*(each.folder for each in sent), *damaged}
     try:
-        tasks = queue(MUST_S, users={each.folder.stat().st_uid for each in sent})
+        tasks = queue(MUST_S, users={folder.stat().st_uid for folder in folders})
     except SchedulerSilent as silent:
         raise UserError(f"plan {found.plan}: nothing was cancelled: {silent}") from silent
     there = live(tasks)
@@ -86,6 +95,11 @@ def _find_lanes(
                 found.lanes[reference] = (there[reference], runs)
                 if each.chunk.prepares:
                     found.preparing.add(reference)
+    names = {folder.name for folder in damaged}
+    for reference, task in there.items():
+        if not chosen and submission_of(task.comment) in names:
+            found.lanes[reference] = (task, [])
+            found.unknown.add(reference)
 
 
 def _local(records: list[SubmissionRecord], standings: Mapping[str, Standing]) -> list[SubmissionRecord]:

@@ -113,8 +113,8 @@ class Fleet:
         """Note a worker's death; give up a run that keeps killing; start another worker if that can help."""
         how = ended_how(code)
         runs = self._runs_of(pid)
-        on = f" while it had run {', '.join(folder.run_id for folder in runs)}" if runs else ""
-        self.deaths.append(f"worker process {pid} {how}{on}; its log: {log}")
+        had = f"had run {', '.join(folder.run_id for folder in runs)} and " if runs else ""
+        self.deaths.append(f"worker process {pid} {had}{how}; its log: {log}")
         for folder in runs:
             with suppress(DamagedFile):  # the status tells of it, and nobody takes the run
                 vain = self.submission.retry.given_up_after(folder)

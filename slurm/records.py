@@ -28,7 +28,10 @@ from slurm.profile import SlurmProfile
 from slurm.scheduler import QueuedTask
 from slurm.states import Retry
 
-_WAY_OUT = "move it away; its runs are then taken not to have been sent"
+_WAY_OUT = (
+    "`salt-sweep cancel` takes its jobs out of the queue; then move its folder away, and its runs are taken "
+    "not to have been sent"
+)
 
 
 class Lane(Spec, kw_only=True):
@@ -116,6 +119,12 @@ def comment(submission: str, number: int) -> str:
     return f"salt {submission} {number}"
 
 
+def submission_of(comment: str) -> str | None:
+    """The submission that a job with this comment is of; None for a job of something else."""
+    parts = comment.split()
+    return parts[1] if len(parts) == 3 and parts[0] == "salt" else None
+
+
 def jobs_folder(store: Path, plan: str) -> Path:
     return store / "jobs" / plan
 
@@ -188,19 +197,25 @@ def chunks(store: Path, plan: str) -> list[Sent]:
     ]
 
 
-def readable_chunks(store: Path, plan: str) -> tuple[list[Sent], list[str]]:
-    """As `chunks`, without those of submissions whose files are damaged; what is wrong with them."""
-    found: list[Sent] = []
-    damages = []
+def readable(store: Path, plan: str) -> tuple[list[tuple[SubmissionRecord, list[Sent]]], dict[Path, str]]:
+    """Every submission of a plan with its arrays, oldest first; folders of damaged ones, what is wrong."""
+    found: list[tuple[SubmissionRecord, list[Sent]]] = []
+    damages = {}
     for path in sorted(jobs_folder(store, plan).glob("*/submission.json")):
         try:
             record = read_record(path.parent)
             lanes = read_lanes(path.parent)
         except DamagedFile as damage:
-            damages.append(str(damage))
+            damages[path.parent] = str(damage)
             continue
-        found += [Sent(record=record, chunk=chunk, folder=path.parent) for chunk in lanes]
+        found.append((record, [Sent(record=record, chunk=chunk, folder=path.parent) for chunk in lanes]))
     return found, damages
+
+
+def readable_chunks(store: Path, plan: str) -> tuple[list[Sent], list[str]]:
+    """As `chunks`, without those of submissions whose files are damaged; what is wrong with them."""
+    found, damages = readable(store, plan)
+    return [each for _, arrays in found for each in arrays], list(damages.values())
 
 
 def with_jobs(sent: Iterable[Sent], tasks: Iterable[QueuedTask]) -> list[Sent]:

@@ -90,7 +90,7 @@ class RunLogs:
         sent, damages = readable_chunks(self.store, self.plan)
         self.problems += damages
         lanes = lanes_with(sent, self.run_id)
-        found = self._sections(lanes)
+        found = self._sections(lanes, {each.folder for each in sent})
         attempts = self._attempts()
         of_section = _attempts_of(found, attempts)
         found = [_on_its_day(each, of_section[place]) for place, each in enumerate(found)]
@@ -114,9 +114,9 @@ class RunLogs:
             ordered += [((part.began, 1), part) for part in parts]
         return [part for _, part in sorted(ordered, key=lambda item: item[0])]
 
-    def _sections(self, lanes: Iterable[tuple[Sent, LaneRef]]) -> list[Section]:
+    def _sections(self, lanes: Iterable[tuple[Sent, LaneRef]], readable: set[Path]) -> list[Section]:
         found = []
-        for path in self._worker_logs({str(lane) for _, lane in lanes}):
+        for path in self._worker_logs({str(lane) for _, lane in lanes}, readable):
             try:
                 stat = path.stat()
                 stamp = (stat.st_mtime_ns, stat.st_size)
@@ -128,11 +128,11 @@ class RunLogs:
             found += self._known[path][1]
         return found
 
-    def _worker_logs(self, lanes: set[str]) -> Iterator[Path]:
+    def _worker_logs(self, lanes: set[str], readable: set[Path]) -> Iterator[Path]:
         """Logs that may have the run: of its own lanes where a submission's are all known, else all."""
         yield from sorted(self.folder.glob("worker-*.log"))
         for workers in sorted(self.folder.glob("*/workers")):
-            chunks = _chunks(workers.parent)
+            chunks = _chunks(workers.parent) if workers.parent in readable else []
             known = bool(chunks) and all(chunk.job is not None for chunk in chunks)
             for path in sorted(workers.glob("*.log")):
                 if not known or path.name.rpartition("-")[0] in lanes:

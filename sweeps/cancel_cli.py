@@ -58,6 +58,8 @@ def _cancel(args: argparse.Namespace) -> int:
     if chosen and not args.with_others:
         _refuse_others(found, chosen)
     names = {run_id: str(name) for run_id, name in run_names(plan).items()}
+    for damage in found.damages:
+        _say(damage)
     if not found:
         if args.json:
             print_json(_data(found))
@@ -130,7 +132,8 @@ def _what(found: Cancelled) -> str:
     parts = []
     if found.lanes:
         runs = {name for _, names in found.lanes.values() for name in names}
-        parts.append(f"{_count(len(found.lanes), 'job')} with {_count(len(runs), 'unfinished run')}")
+        what = f" with {_count(len(runs), 'unfinished run')}" if runs or not found.unknown else ""
+        parts.append(_count(len(found.lanes), "job") + what)
     parts += [f"process {record.process} on this machine" for record in found.local]
     return " and ".join(parts)
 
@@ -145,7 +148,11 @@ def _lines(found: Cancelled, names: dict[str, str]) -> list[str]:
     lines = []
     for lane, (task, runs) in order[:50]:
         where = f"{task.state.lower()} on {task.nodes}" if task.nodes else task.state.lower()
-        idle = "decodes clips" if lane in found.preparing else "all its runs are done"
+        idle = "all its runs are done"
+        if lane in found.preparing:
+            idle = "decodes clips"
+        elif lane in found.unknown:
+            idle = "its runs are not known"
         what = "; ".join(f"{names[name]} ({name})" for name in runs[:5]) or idle
         more = f"; and {len(runs) - 5} more" if len(runs) > 5 else ""
         lines.append(shown(f"job {lane}, {where}: {what}{more}"))
@@ -162,6 +169,7 @@ def _data(found: Cancelled) -> dict[str, Any]:
         "jobs": found.ids(),
         "lanes": {str(lane): runs for lane, (_, runs) in found.lanes.items()},
         "processes": [record.process for record in found.local],
+        "notes": found.damages,
     }
 
 

@@ -65,6 +65,26 @@ def test_cancel_says_why_it_could_not(store: Path, slurm: FakeSlurm) -> None:
     assert "Access/permission denied" in sweep(store, "cancel", "small", code=2)
 
 
+def test_cancel_knows_jobs_of_a_damaged_submission_by_their_comment(
+    store: Path, plan: Plan, slurm: FakeSlurm
+) -> None:
+    name = "20260101-000000-aaaaaa"
+    slurm.answers(
+        "squeue",
+        *(queued(7, task, "PENDING", "Priority", comment=f"salt {name} 0") for task in (0, 1)),
+        queued(8, 0, "RUNNING", node="n1", comment=f"salt {name}x 0"),
+        queued(9, 0, "RUNNING", node="n1", comment=f"of {name} somebody"),
+    )
+    record = jobs_folder(store, "small") / name / "submission.json"
+    record.write_bytes(record.read_bytes()[:40])
+    found = json.loads(sweep(store, "cancel", "small", plan.runs[0].run_id, "--json"))
+    assert found["jobs"] == []  # which job has the run is not known
+    found = json.loads(sweep(store, "cancel", "small", "--json"))
+    assert found["jobs"] == ["7"]
+    assert "`salt-sweep cancel` takes its jobs out of the queue" in found["notes"][0]
+    assert slurm.calls("scancel") == [["7"]]
+
+
 def test_cancel_stops_a_local_submission_here_and_names_another_machine(
     tmp_path: Path, plan: Plan, slurm: FakeSlurm
 ) -> None:

@@ -252,7 +252,7 @@ def test_a_run_that_always_kills_its_worker_is_given_up(plan: Plan, tmp_path: Pa
         "3 attempts in a row without a new step, on gpu003: its process was ended by SIGKILL" in error.message
     )
     assert "memory was short" in error.message
-    assert fleet.deaths[0].count("while it had run ab") == 1
+    assert fleet.deaths[0].count("had run ab and was ended by") == 1
 
 
 def test_the_workers_own_exit_code_is_not_pythons(plan: Plan) -> None:

@@ -56,6 +56,14 @@ def logs(store: Path, *argv: str, code: int = 0) -> str:
     return ended.out if code == 0 else ended.err
 
 
+def test_logs_of_a_damaged_submission_are_still_read(store: Path, plan: Plan) -> None:
+    run = plan.runs[0].run_id
+    wrote(store, "workers/7_0-1.log", f"10:00:00 start teacher nano ({run})\nhello\n", "2026-01-02T10:00:20")
+    record = jobs_folder(store, "small") / NAME / "submission.json"
+    record.write_bytes(record.read_bytes()[:40])
+    assert logs(store, run).endswith("hello\n")
+
+
 def test_an_attempt_has_its_worker_and_what_its_job_and_slurm_said_meanwhile(store: Path, plan: Plan) -> None:
     run, other = plan.runs[0].run_id, plan.runs[1].run_id
     first = wrote(
@@ -74,12 +82,12 @@ def test_an_attempt_has_its_worker_and_what_its_job_and_slurm_said_meanwhile(sto
         f"10:00:51 start teacher tiny ({other})\nof another\n",
         "2026-01-02T10:09:00",
     )
-    dead = f"worker process 11 was killed (SIGKILL) while it had run {run}; its log: {first}"
+    dead = f"worker process 11 had run {run} and was ended by SIGKILL; its log: {first}"
     out = wrote(
         store,
         "logs/7_0_0_log.out",
         "submitit INFO (2026-01-02 09:57:59,100) - Starting\n2026-01-02 09:57:59 lane 7_0 on n1, plan small\n"
-        f"2026-01-02 09:58:30 worker process 9 was killed (SIGKILL) while it had run {other}; its log: x\n"
+        f"2026-01-02 09:58:30 worker process 9 had run {other} and was ended by SIGKILL; its log: x\n"
         f"2026-01-02 10:00:30 {dead}\n2026-01-02 10:08:00 1 of 2 runs failed: {run}\n",
         "2026-01-02T10:09:00",
     )
