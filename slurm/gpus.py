@@ -84,8 +84,7 @@ def groups(gpus: Sequence[str], per_worker: int, workers: int, *, share: bool = 
     if wanted > have and not (share and fit):
         where = f"{VARIABLE}={os.environ[VARIABLE]!r}" if VARIABLE in os.environ else "nvidia-smi"
         if fit:
-            fits = f"{fit} worker{'s' if fit > 1 else ''}"
-            way_out = f"start {fits}, or let several workers share a GPU"
+            way_out = f"start at most {fit} worker{'s' if fit > 1 else ''}"
         elif have:
             way_out = f"lower execution: processes to {have}"
         else:

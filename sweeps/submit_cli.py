@@ -158,6 +158,9 @@ def _submit_here(args: argparse.Namespace, submission: Any) -> int:
         _announce(name, len(missing), len(plan.runs), plan_status(store, plan), args.on, workers)
         _refuse_cost(args, submission, missing)
         if args.dry_run:
+            if args.json:
+                facts = {"plan": name, "runs": len(plan.runs), "to_do": len(missing), "workers": workers}
+                print_json({**facts, "devices": devices, "sent": 0})
             return 0
         refuse_runs(plan)
         audit_plan(store, plan)
@@ -185,7 +188,9 @@ def _refuse_cost(args: argparse.Namespace, submission: Any, missing: list[Any]) 
         return
     from sweeps.estimates import estimate, refuse_hours, site_of_plan
 
-    site, _ = site_of_plan(submission.store, submission.plan, args.site)
+    site, _ = site_of_plan(
+        submission.store, submission.plan, args.site or os.environ.get("SALT_SITE") or None
+    )
     expected = None
     if site is not None:
         found = estimate(submission.store, submission.plan, site)
@@ -196,9 +201,10 @@ def _refuse_cost(args: argparse.Namespace, submission: Any, missing: list[Any]) 
 def _announce(name: str, missing: int, total: int, status: Any, on: str, workers: int) -> None:
     """What is about to be paid, before it is."""
     from slurm.names import flops_text
+    from sweeps.submit_local import workers_text
 
     left = flops_text(status.planned_flops - status.done_flops)
-    how = "in this process" if on == "inline" else f"on this machine, {workers} worker processes"
+    how = "in this process" if on == "inline" else f"on this machine, {workers_text(workers)}"
     print(f"plan {name}: {missing} of {total} runs to do, {left} of training left, {how}", file=sys.stderr)
 
 

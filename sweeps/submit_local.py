@@ -65,7 +65,12 @@ def run_here(args: argparse.Namespace, submission: Submission, workers: int, dev
         print_json({"plan": record.plan, "submission": record.submission, "process": record.process})
     else:
         print(
-            f"plan {record.plan}: {workers} workers run on as process {record.process}; its log: "
-            f"{folder / 'local.log'}; `salt-sweep status --watch` follows, `salt-sweep cancel` stops it"
+            f"plan {record.plan}: process {record.process} goes on with {workers_text(workers)}; its log: "
+            f"{folder / 'local.log'}; `salt-sweep status {record.plan} --watch` follows, "
+            f"`salt-sweep cancel {record.plan}` stops it"
         )
     return 0
+
+
+def workers_text(workers: int) -> str:
+    return "1 worker process" if workers == 1 else f"{workers} worker processes"

@@ -256,7 +256,7 @@ def test_each_worker_gets_gpus_of_its_own_unless_told_to_share(monkeypatch: pyte
     assert gpus.groups(four, 2, 2) == ["0,1", "2,3"]
     assert gpus.groups(four, 2, 5, share=True) == ["0,1", "2,3", "0,1", "2,3", "0,1"]
     for have, per_worker, share, way_out in (
-        (four, 1, False, "start 4 workers, or let several workers share a GPU"),
+        (four, 1, False, "start at most 4 workers"),
         (four, 8, True, "lower execution: processes to 4"),
         ([], 1, True, "set execution: device to cpu"),
     ):

@@ -270,8 +270,16 @@ def test_where_runs_go_if_nobody_says(
     monkeypatch.setenv("SALT_SITE", str(study.folder / "site.yaml"))
     assert salt_cli.run("salt-sweep", plain) == 0
     assert "jobs are sent to Slurm" in capsys.readouterr().err
-    assert salt_cli.run("salt-sweep", [*plain, "--on", "local"]) == 0
-    assert "on this machine" in capsys.readouterr().err
+    assert salt_cli.run("salt-sweep", [*plain, "--on", "local", "--workers", "1", "--json"]) == 0
+    out, told = capsys.readouterr()
+    assert "on this machine, 1 worker process\n" in told
+    runs = len(study.plan.runs)
+    facts = {"plan": study.name, "runs": runs, "to_do": runs, "workers": 1, "devices": [], "sent": 0}
+    assert json.loads(out) == facts
+    capped = [*plain, "--on", "local", "--max-gpu-hours"]  # by the site that SALT_SITE names
+    assert salt_cli.run("salt-sweep", [*capped, "10"]) == 0
+    assert salt_cli.run("salt-sweep", [*capped, "1e-6"]) == 2
+    assert "would take about" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):
