@@ -53,7 +53,7 @@ class Submission:
 
 def worker_environment(threads: int, code: Path | None = None) -> dict[str, str]:
     """The environment of a worker: our packages first on the path, and no more threads than it was given."""
-    root = str(code or Path(__file__).resolve().parent.parent)
+    root = str((code or Path(__file__).resolve().parent.parent).absolute())
     before = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", root)]
     path = os.pathsep.join([root, *before])
     return {**os.environ, **dict.fromkeys(_POOLS, str(threads)), "PYTHONPATH": path}

@@ -4,11 +4,38 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
+#: A line that begins an entry of its own, such as `init: ...`.
+_ENTRY = re.compile(r"\w+: ")
 STORE_HELP = "the run store (default: $SALT_STORE, else ./salt-store)"
 STUDY_HELP = "a plan's name or its study file (default: the newest plan of the store)"
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Paragraphs are filled to the width of the terminal; indented lines stay lines of their own, and one
+    that is a command stays whole, for copying.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for line in text.splitlines():
+            own = not line or line.startswith(" ") or _ENTRY.match(line)
+            if own or not lines or not lines[-1] or lines[-1].startswith(" "):
+                lines.append(line)
+            else:
+                lines[-1] += f" {line}"
+        return "\n".join(_filled(line, width) for line in lines)
+
+
+def _filled(line: str, width: int) -> str:
+    if len(line) <= width or line.lstrip().startswith("salt-"):
+        return line
+    hanging = "      " if line.startswith(" ") else ""
+    return textwrap.fill(line, width, subsequent_indent=hanging, break_on_hyphens=False)
 
 
 def add_command(
@@ -30,7 +57,7 @@ def add_command(
         help=summary,
         description=description,
         epilog="\n".join(["examples:", *(f"  {example}" for example in examples)]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.set_defaults(run=run)
     if store:

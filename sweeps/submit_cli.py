@@ -30,7 +30,8 @@ def add_submit(commands: Any) -> None:
         "Run every run and probe of the plan that is not there yet, teachers before their students.\n"
         "Submitting again resumes what was interrupted, retries what failed, and sends nothing when all\n"
         "is done. With --on slurm it says what will be sent and what it costs, sends job arrays and\n"
-        "returns at once; else it returns when all is done, with exit code 1 if runs failed.",
+        "returns at once, as with --detach; else it returns when all is done, with exit code 1 if runs\n"
+        "are not.",
         [
             "salt-sweep submit study --on local",
             "salt-sweep submit study --on local --workers 4 --detach",

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sweeps.estimates import Estimate
     from sweeps.site import SiteSpec
 
+#: Batch scripts that a dry run shows on a terminal.
+SHOWN_SCRIPTS = 5
+
 
 def submit_to_cluster(
     args: argparse.Namespace, submission: Submission, only: frozenset[str] | None = None
@@ -45,8 +48,7 @@ def submit_to_cluster(
             if args.json:
                 print_json({**facts, "scripts": [text for _, text in scripts(job)]})
             else:
-                for chunk, text in scripts(job):
-                    print(f"# array {chunk.number}: {len(chunk.lanes)} tasks\n{text}")
+                _show_scripts(scripts(job))
             return 0
         if not job.proposal.lanes:
             _print(args, facts, [])
@@ -58,6 +60,17 @@ def submit_to_cluster(
         sent = submit_all(job, _say)
     _print(args, facts, [str(chunk.job) for chunk in sent])
     return 0
+
+
+def _show_scripts(scripts: Sequence[tuple[Any, str]]) -> None:
+    """All of them, but on a terminal only some: those of a large plan differ in little."""
+    from slurm.cluster import counted
+
+    some = SHOWN_SCRIPTS if sys.stdout.isatty() else len(scripts)
+    for chunk, text in scripts[:some]:
+        print(f"# array {chunk.number}: {counted(len(chunk.lanes), 'task')}\n{text}")
+    if some < len(scripts):
+        print(f"# and {len(scripts) - some} arrays more: `... --dry-run > scripts.txt` keeps all")
 
 
 def profile_of(args: argparse.Namespace, store: Path, plan: Plan) -> tuple[SiteSpec, SlurmProfile]:

@@ -308,6 +308,17 @@ def options_of(parser: argparse.ArgumentParser) -> list[str]:
     return sorted(option for action in parser._actions for option in action.option_strings if option != "-h")
 
 
+def test_help_fits_80_columns_but_for_commands_to_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (commands,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, parser in commands.choices.items():
+        lines = parser.format_help().splitlines()
+        assert [line for line in lines if len(line) > 80 and not line.startswith("  salt-sweep ")] == [], name
+    retry = commands.choices["retry"].format_help()
+    assert "\n  oom          with less memory      smaller micro-batches, then" in retry
+    assert "tried again, also where they were given up or diverged. What" in retry
+
+
 def test_the_options_of_salt_sweep_are_these() -> None:
     """Scripts of users hold on to them: changing one is a decision, not an accident."""
     parser = cli._parser()

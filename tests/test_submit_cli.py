@@ -19,10 +19,12 @@ from slurm.cluster import ClusterJob, PartlySent, submit_all
 from slurm.lanes import Wishes
 from slurm.profile import SlurmProfile
 from slurm.proposal import Limits, Proposal, find_limits, propose
-from slurm.records import chunks, lanes_of, with_jobs
+from slurm.records import Chunk, Lane, chunks, lanes_of, with_jobs
 from slurm.scheduler import queue
 from slurm.sending import NotSent
 from slurm.states import assess
+from slurm.submission import worker_environment
+from sweeps.submit_cluster import _show_scripts
 from tests.drain_kit import ROOT, plan, planned
 from tests.examples import run_spec
 from tests.fake_slurm import FakeSlurm, queued
@@ -297,6 +299,27 @@ def test_it_asks_on_a_terminal(
     assert sweep(fresh, "submit", "--on", "slurm") == (0 if jobs else 1)
     assert bool(chunks(fresh.store, fresh.name)) is jobs
     assert (slurm.folder / "count").exists() is jobs
+
+
+def test_a_terminal_gets_some_of_many_scripts_and_a_file_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = [(Chunk(number=number, lanes=(Lane(runs=()),)), "#!/bin/bash") for number in range(2000)]
+    _show_scripts(many)
+    assert capsys.readouterr().out.count("#!/bin/bash") == 2000
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    _show_scripts(many)
+    lines = terminal.getvalue().splitlines()
+    assert (lines[0], lines[-2:]) == (
+        "# array 0: 1 task",
+        ["#!/bin/bash", "# and 1995 arrays more: `... --dry-run > scripts.txt` keeps all"],
+    )
+
+
+def test_workers_find_the_code_from_any_folder() -> None:
+    first = worker_environment(1, Path("store/jobs/.code/0000"))["PYTHONPATH"].split(os.pathsep)[0]
+    assert first == str(Path.cwd() / "store/jobs/.code/0000")
 
 
 def make_study_again(study: Study, folder: Path) -> Study:
