@@ -183,9 +183,21 @@ def _sent_lines(path: Path) -> Iterator[SentLine]:
 
 
 def submissions(store: Path, plan: str) -> list[tuple[Path, SubmissionRecord]]:
-    """All submissions of a plan that have a record, oldest first. Raises `DamagedFile`."""
-    folders = sorted(path.parent for path in jobs_folder(store, plan).glob("*/submission.json"))
-    return [(folder, read_record(folder)) for folder in folders]
+    """All submissions of a plan that have a record, oldest first.
+
+    Raises `DamagedFile`, and `PermissionError` where one may not be read: such as that of a colleague.
+    """
+    return [(folder, read_record(folder)) for folder in _folders(store, plan) if _has_record(folder)]
+
+
+def _folders(store: Path, plan: str) -> list[Path]:
+    """Folders in a plan's own, oldest first. Not by glob: it leaves out what may not be looked at."""
+    root = jobs_folder(store, plan)
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.exists() else []
+
+
+def _has_record(folder: Path) -> bool:
+    return (folder / "submission.json").exists()
 
 
 def chunks(store: Path, plan: str) -> list[Sent]:
@@ -201,14 +213,18 @@ def readable(store: Path, plan: str) -> tuple[list[tuple[SubmissionRecord, list[
     """Every submission of a plan with its arrays, oldest first; folders of damaged ones, what is wrong."""
     found: list[tuple[SubmissionRecord, list[Sent]]] = []
     damages = {}
-    for path in sorted(jobs_folder(store, plan).glob("*/submission.json")):
+    for folder in _folders(store, plan):
         try:
-            record = read_record(path.parent)
-            lanes = read_lanes(path.parent)
+            if not _has_record(folder):
+                continue
+            record = read_record(folder)
+            lanes = read_lanes(folder)
         except DamagedFile as damage:
-            damages[path.parent] = str(damage)
-            continue
-        found.append((record, [Sent(record=record, chunk=chunk, folder=path.parent) for chunk in lanes]))
+            damages[folder] = str(damage)
+        except PermissionError as error:
+            damages[folder] = f"{folder}: {error.strerror}: what was sent there is not known"
+        else:
+            found.append((record, [Sent(record=record, chunk=chunk, folder=folder) for chunk in lanes]))
     return found, damages
 
 

@@ -1,18 +1,21 @@
 """`salt-sweep cancel` and `gc`, with a stand-in for Slurm."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 from salt.plan_specs import Plan
 from salt.processes import machine, start_of
 from salt.store import RunDir, write_atomically
-from slurm.records import jobs_folder, read_record, write_record
+from slurm.records import chunks, jobs_folder, read_record, readable, write_record
 from tests.drain_kit import finish, holder
 from tests.fake_slurm import FakeSlurm, queued, record_sent
 from tests.queue_kit import plan, save, slurm, store, sweep
@@ -83,6 +86,26 @@ def test_cancel_knows_jobs_of_a_damaged_submission_by_their_comment(
     assert found["jobs"] == ["7"]
     assert "`salt-sweep cancel` takes its jobs out of the queue" in found["notes"][0]
     assert slurm.calls("scancel") == [["7"]]
+
+
+def test_a_submission_that_may_not_be_read_is_told_of(
+    store: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a colleague whose files are for him alone: nobody may take its runs for never sent."""
+    folder = jobs_folder(store, "small") / "20260101-000000-aaaaaa"
+    stat = os.stat
+
+    def refuse(path: str, *args: Any, **options: Any) -> os.stat_result:  # to root nothing is forbidden
+        if Path(path).parent == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    found, damages = readable(store, "small")
+    assert found == []
+    assert damages == {folder: f"{folder}: Permission denied: what was sent there is not known"}
+    with pytest.raises(PermissionError):  # of what is sent
+        chunks(store, "small")
 
 
 def test_cancel_stops_a_local_submission_here_and_names_another_machine(
