@@ -18,6 +18,10 @@ def shown(message: object) -> str:
     )
 
 
+class NoDevice(UserError):
+    """There is no such device here, or it does not work: mistyped, or of a machine that is broken."""
+
+
 class RunFailed(RuntimeError):
     """A run stopped for a reason that belongs in its `error.json`.
 

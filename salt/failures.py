@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from salt.disk import disk_failed
-from salt.errors import RunFailed, UserError
+from salt.errors import NoDevice, RunFailed, UserError
 
 #: Errors of the system that speak of the disk or its file system, whoever meets them.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -49,6 +49,8 @@ def kind_of(error: Exception, text: str) -> str:
 
     if isinstance(error, RunFailed) and error.kind != "code":
         return error.kind
+    if isinstance(error, NoDevice):  # nothing of data: its words tell whether the machine is to blame
+        return "code"
     if isinstance(error, UserError | VideoError):  # lists and videos: the user's to mend, found inside a run
         return "data"
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from salt.errors import RunFailed, UserError
+from salt.errors import NoDevice, RunFailed, UserError
 from salt.specs import ExecSpec
 from salt.video import VideoError
 
@@ -304,7 +304,7 @@ def _device_there(name: str) -> torch.device:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
         reason = str(error).splitlines()[0]
-        raise UserError(f"execution.device {name!r}: {reason}; take cpu, or one that is there") from error
+        raise NoDevice(f"execution.device {name!r}: {reason}; take cpu, or one that is there") from error
     return device
 
 

@@ -10,9 +10,12 @@ import pytest
 from salt import errors
 from salt.attempts import Attempt, begin_attempt, end_attempt
 from salt.errors import UserError
+from salt.failures import as_failure
 from salt.plan_specs import Plan
 from salt.result_specs import RunError
+from salt.specs import ExecSpec
 from salt.store import RunDir, pretty_json, write_atomically
+from salt.world import join
 from slurm.causes import CAUSES, Again, again, cause_lines, check_classes, class_of
 from slurm.states import Retry, State, assess
 from tests.drain_kit import plan
@@ -68,6 +71,15 @@ def test_the_class_of_what_stopped_a_run(
     found: RunError | None, attempts: list[Attempt], scheduler: str | None, wanted: str | None
 ) -> None:
     assert class_of(found, attempts, scheduler) == wanted
+
+
+def test_a_missing_gpu_is_the_machines_or_the_settings_and_not_of_the_data() -> None:
+    wanted = {"No CUDA GPUs are available": "node", "Torch not compiled with CUDA enabled": "code"}
+    for said, cause in wanted.items():
+        failure = as_failure(errors.NoDevice(f"execution.device 'cuda': {said}; take cpu"))
+        assert class_of(error(failure.kind, str(failure)), []) == cause
+    with pytest.raises(errors.NoDevice, match="execution.device 'meta'"):
+        join(ExecSpec(device="meta"))
 
 
 def test_only_errors_of_the_classes_asked_for_are_retried(plan: Plan, tmp_path: Path) -> None:
