@@ -123,9 +123,12 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Processes started inside never see `ASKING`; those that come meanwhile reach this one afterwards.
+    """Processes started inside never see `ASKING`; those that come meanwhile reach this one, afterwards at
+    the latest.
 
-    Schedulers signal every process of a job, decoders included, from their first moment.
+    Schedulers signal every process of a job, decoders included, from their first moment. Only this thread
+    holds them back: a signal to the whole process is heard at once where another thread (of torch, say)
+    takes it, which sets the same flag a little earlier.
     """
     from multiprocessing import resource_tracker
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +115,34 @@ def test_a_save_of_more_than_half_the_grace_time_is_said(monkeypatch: pytest.Mon
 
 def test_shielded_processes_see_no_signal_and_ours_come_afterwards() -> None:
     code = "import sys; sys.stdin.read(); print('whole')"
-    with heeding() as stop:
+    command = [sys.executable, "-c", code]
+    with heeding() as stop, ExitStack() as stack:
         with shielded():
-            child = subprocess.Popen(
-                [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            child = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             )
-            os.kill(os.getpid(), signal.SIGUSR1)
+            stack.callback(child.kill)
+            # To this thread: one to the process would go to any other thread of the tests that takes it.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             assert not stop.requested
         assert stop.requested
         for number in ASKING:
             child.send_signal(number)
         said, _ = child.communicate(timeout=LIMIT_S)
     assert (child.returncode, said) == (0, "whole\n")
+
+
+def test_a_signal_that_another_thread_takes_is_not_lost_to_a_shielded_one() -> None:
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    with heeding() as stop:
+        other.start()
+        with shielded():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        done.set()
+        other.join()
+        assert stop.request is not None
+        assert stop.request.signal_name == "SIGUSR1"
 
 
 # --- loops that look at it ------------------------------------------------------------------------
