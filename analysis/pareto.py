@@ -6,6 +6,7 @@ part in any number here; they are counted (`n_lost`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import moocore
@@ -20,6 +21,8 @@ from salt.specs import ARMS
 #: Realised FLOPs this close to the budget are the budget: a cell 0.3 % cheaper is not thereby on the
 #: frontier.
 COST_TOLERANCE = 0.01
+#: What accuracies are read against: no arms, and on no frontier.
+REFERENCES = ("raw", "random", "supervised")
 _CONFIG = ["arm", "student", "teacher", "teacher_share", "variant", "config", "config_id"]
 
 
@@ -39,8 +42,14 @@ def compared_flops(table: pd.DataFrame) -> pd.Series:
 
 
 def arm_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the arms under study: cells, without the references."""
-    return table[(table["role"] == "cell") & table["arm"].isin(ARMS)]
+    """Rows of the arms under study, foreign ones included: cells, without the references."""
+    return table[(table["role"] == "cell") & ~table["arm"].isin(REFERENCES)]
+
+
+def arm_order(arms: Iterable[str]) -> list[str]:
+    """Each arm once: ours in their usual order, then the others by name."""
+    there = set(arms)
+    return [arm for arm in ARMS if arm in there] + sorted(there - set(ARMS))
 
 
 def random_baseline(table: pd.DataFrame) -> pd.DataFrame:
@@ -89,7 +98,7 @@ def configurations(table: pd.DataFrame) -> pd.DataFrame:
     columns = [*SCORE_KEY, "budget_flops", *_CONFIG, *_MEASURES]
     result = pd.DataFrame(found, columns=columns)
     result["on_frontier"] = mark_frontiers(result)
-    rank = {arm: index for index, arm in enumerate(ARMS)}
+    rank = {arm: index for index, arm in enumerate(arm_order(result["arm"]))}
     for name in _CONFIG:
         if name != "teacher_share":
             result[name] = result[name].astype(object).where(result[name].notna(), None)

@@ -12,7 +12,7 @@ import hashlib
 import io
 import textwrap
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,14 @@ LOOKS: dict[str, Look] = {
     "salt": Look("#D55E00", "o", "-"),
     "vjepa": Look("#117755", "^", (0, (1, 1.2))),
 }
+#: For arms of other projects, in the order in which they are met.
+_OTHER_LOOKS = (
+    Look("#CC79A7", "D", (0, (3, 1, 1, 1))),
+    Look("#000000", "v", (0, (5, 1))),
+    Look("#56B4E9", "P", (0, (2, 1))),
+    Look("#996600", "X", (0, (6, 1, 1, 1, 1, 1))),
+)
+ARM_NAMES = {"pixel": "pixel", "salt": "SALT (frozen teacher)", "vjepa": "V-JEPA (EMA teacher)"}
 #: Reference lines: colour and line style, distinct in grey by their dashes.
 REFERENCES: dict[str, tuple[str, Any]] = {
     "chance": ("#666666", (0, (1, 2))),
@@ -54,6 +62,13 @@ REFERENCES: dict[str, tuple[str, Any]] = {
 }
 RANDOM_BAND = "#BBBBBB"
 PROBE_NAMES = {"linear": "linear probe", "knn": "k-nearest neighbours", "attentive": "attentive probe"}
+
+
+def looks_of(arms: Sequence[str]) -> dict[str, Look]:
+    """How each of these arms is drawn; arms that are not ours take the other looks in turn."""
+    others = [arm for arm in arms if arm not in LOOKS]
+    return {arm: LOOKS.get(arm) or _OTHER_LOOKS[others.index(arm) % len(_OTHER_LOOKS)] for arm in arms}
+
 
 _STYLE: Any = {
     "font.family": ["DejaVu Sans"],

@@ -15,7 +15,7 @@ PACKAGES = ("salt", "slurm", "sweeps", "analysis", "salt_cli")
 ALLOWED = {
     "salt": set(),
     "slurm": {"salt"},
-    "sweeps": {"salt", "slurm"},
+    "sweeps": {"salt", "slurm", "analysis"},
     "analysis": {"salt"},
     "salt_cli": {"salt", "slurm", "sweeps", "analysis"},
 }

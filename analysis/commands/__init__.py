@@ -1,0 +1,1 @@
+"""The commands of `salt-analyze`, a module each: what its help says, its options, what it does."""
