@@ -146,8 +146,8 @@ class Job:
         first = self.table().iloc[0]
         return (
             f"{used} of {total} cells used. FLOPs: {first['convention']} convention, teacher training "
-            f"charged {first['charge']}. Accuracy in %, differences in points; intervals are Student's t over seeds, "
-            "uncorrected."
+            f"charged {first['charge']}. Accuracy in %, differences in points; intervals: Student's "
+            "t over seeds, uncorrected."
         )
 
     def print_lines(self, lines: list[str]) -> None:
