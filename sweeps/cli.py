@@ -14,6 +14,7 @@ from sweeps.logs_cli import add_logs
 from sweeps.plan_cli import add_plan
 from sweeps.recipe_cli import add_recipe
 from sweeps.retry_cli import add_retry
+from sweeps.simulate_cli import add_simulate
 from sweeps.site_cli import add_site
 from sweeps.status_cli import add_status
 from sweeps.submit_cli import add_submit
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"salt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_plan(commands)
+    add_simulate(commands)
     add_submit(commands)
     add_retry(commands)
     add_status(commands)

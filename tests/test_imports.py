@@ -24,6 +24,7 @@ COMMANDS = {
     "salt-sweep": [
         *(
             "plan",
+            "simulate",
             "submit",
             "retry",
             "status",
