@@ -206,6 +206,6 @@ def _averaged(grid: Bools) -> list[Comparison]:
     for a, b in combinations(range(grid.shape[1]), 2):
         places = tuple(i for i in range(grid.shape[0]) if grid[i, a].any() and grid[i, b].any())
         if places:
-            seeds = (grid[list(places), a] & grid[list(places), b]).all(axis=0)
+            seeds: Bools = np.logical_and.reduce(grid[list(places), a] & grid[list(places), b], axis=0)
             found.append(Comparison(a=a, b=b, strata=places, seeds=seeds))
     return found

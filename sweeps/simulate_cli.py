@@ -30,10 +30,10 @@ def add_simulate(commands: Any) -> None:
         _simulate,
         "which differences a plan could show, before anything is spent on it",
         "From the plan's arms, shares, sizes and seeds, and from the noise between seeds that you expect or\n"
-        "have measured: the smallest differences that would be seen (power 80 %, 5 % after Holm's correction\n"
-        "over all comparisons of a question), how many seeds one point needs, the chance to find the best\n"
-        "teacher share and to get the order of arms right. Reads plans and results, writes nothing. A study\n"
-        "file is planned on the fly. All numbers are in points of accuracy; docs/power.md has the formulas.",
+        "have measured: the smallest differences that would be seen (power 80 %, 5 % after Holm's\n"
+        "correction over all comparisons of a question), how many seeds one point needs, the chance to find\n"
+        "the best teacher share and to get the order of arms right. Writes nothing. A study file is planned\n"
+        "on the fly. All numbers are in points of accuracy; docs/power.md has the formulas.",
         [
             "salt-sweep simulate study.yaml --seed-sd 0.5",
             "salt-sweep simulate paper --seed-sd 0.3 --report-clips 20000 --accuracy 75",
@@ -113,9 +113,7 @@ def _plan(args: argparse.Namespace, store: Path) -> Plan:
 
         return build_plan(load_study(path, quick=args.quick))
     if args.quick:
-        raise UserError(
-            "--quick: only a study file has such a section; name the file, or the plan NAME-quick"
-        )
+        raise UserError("--quick: only a study file has such a section; name it, or the plan NAME-quick")
     return read_plan(store, choose(store, args.study))
 
 
@@ -162,8 +160,8 @@ def _noise(args: argparse.Namespace, store: Path) -> tuple[Noise, MeasuredNoise 
         correlation = measured.correlation or 0.0
         if correlation >= 1:
             raise UserError(
-                f"--noise-from {args.noise_from}: all arms moved alike from seed to seed, so differences show "
-                "no noise there; give --seed-sd and --pair-correlation"
+                f"--noise-from {args.noise_from}: all arms moved alike from seed to seed, so differences "
+                "show no noise there; give --seed-sd and --pair-correlation"
             )
         return Noise(seed_sd=measured.seed_sd, correlation=correlation), measured
     if args.seed_sd is None:

@@ -60,7 +60,8 @@ def answer(plan: Plan, noise: Noise, share_loss: float, differences: Sequence[fl
     families = [*arms, *share_families(plan), *teacher_families(plan)]
     if not families:
         raise UserError(
-            f"plan {plan.name!r} compares nothing: it needs two arms, teacher shares or teacher sizes at one budget"
+            f"plan {plan.name!r} compares nothing: it needs two arms, teacher shares or teacher sizes at one "
+            "budget"
         )
     shares = {name: best_share(*placed, share_loss, noise) for name, placed in share_seeds(plan).items()}
     return Answer(
@@ -251,11 +252,14 @@ def answer_lines(found: Answer, measured: MeasuredNoise | None) -> list[str]:
         few = each.family.fewest_seeds
         if each.corrected is None:
             lines.append(
-                f"{what}: {few} common seed{'s' * (few != 1)}, so no interval and no claim, whatever the difference; "
-                f"{each.seeds_for_one_point or f'over {MOST_SEEDS:,}'} seeds would see one point."
+                f"{what}: {few} common seed{'s' * (few != 1)}, so no interval and no claim, whatever the "
+                f"difference; {each.seeds_for_one_point or f'over {MOST_SEEDS:,}'} seeds would see one point."
             )
             continue
-        line = f"{what}: differences below {each.corrected:.2g} points would mostly be missed after Holm"
+        line = (
+            f"{what}: after Holm, differences below {each.corrected:.2g} points would be missed in more "
+            "than one study in five"
+        )
         if measured is not None:
             low, high = (each.corrected * bound / measured.seed_sd for bound in (measured.low, measured.high))
             line += f" ({low:.2g} to {high:.2g} within the interval of the noise)"
@@ -263,9 +267,9 @@ def answer_lines(found: Answer, measured: MeasuredNoise | None) -> list[str]:
     if found.shares:
         worst = min(found.shares.values(), key=lambda each: each.mean_found)
         lines.append(
-            f"Best share: found in {_chance(worst.mean_found)} of studies on average over where it lies, at the "
-            f"place with the least chance; picking the highest then loses {max(worst.lost):.2g} points at most on "
-            "average."
+            f"Best share: comes out best in {_chance(worst.mean_found)} of studies, averaged over where it "
+            "lies, where the plan is weakest; choosing what comes out best loses "
+            f"{max(worst.lost):.2g} points on average at most."
         )
     return lines
 
@@ -274,8 +278,8 @@ def _noise_line(noise: Noise, measured: MeasuredNoise | None) -> str:
     if measured is None:
         probe = f", {noise.probe_sd:.3g} from the report clips" if noise.probe_sd else ""
         return (
-            f"Noise (given): {noise.seed_sd:.3g} points between seeds, correlation {noise.correlation:.2g} at "
-            f"equal seed{probe}; a paired difference varies by {noise.pair_sd:.3g} points."
+            f"Noise (given): {noise.seed_sd:.3g} points between seeds, correlation {noise.correlation:.2g} "
+            f"at equal seed{probe}; a paired difference varies by {noise.pair_sd:.3g} points."
         )
     correlation = (
         "no two arms share seeds, so correlation 0 is taken"
@@ -283,8 +287,8 @@ def _noise_line(noise: Noise, measured: MeasuredNoise | None) -> str:
         else f"correlation {measured.correlation:.2g} between arms at equal seed ({measured.pairs} pairs)"
     )
     return (
-        f"Noise (measured, {measured.label}, {measured.kind} probe): {measured.seed_sd:.3g} points between seeds, "
-        f"95 % interval {measured.low:.3g} to {measured.high:.3g} ({measured.degrees} degrees of freedom: "
-        f"{measured.runs} runs of {measured.configurations} configurations); {correlation}; a paired difference "
-        f"varies by {noise.pair_sd:.3g} points."
+        f"Noise (measured, {measured.label}, {measured.kind} probe): {measured.seed_sd:.3g} points between "
+        f"seeds, 95 % interval {measured.low:.3g} to {measured.high:.3g} ({measured.degrees} degrees of freedom: "
+        f"{measured.runs} runs of {measured.configurations} configurations); {correlation}; "
+        f"a paired difference varies by {noise.pair_sd:.3g} points."
     )
