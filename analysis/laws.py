@@ -1,7 +1,7 @@
 """The laws that salt fits, as columns of `analysis.separable`, and what their parameters are called.
 
-All are of the form y = E + sum A x^-alpha (+ kappa q), in which y falls: a loss as it is, or of an accuracy the
-log odds of an error, -logit(accuracy). docs/laws.md says why, and derives the teacher's term.
+All are of the form y = E + sum A x^-alpha (+ kappa q), in which y falls: a loss as it is, or of an accuracy
+the log odds of an error, -logit(accuracy). docs/laws.md says why, and derives the teacher's term.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ LAWS = {law.name: law for law in (COMPUTE, SURFACE, TEACHER, TEACHER_COMPUTE)}
 class Points:
     """What a law is fitted to: n finite runs.
 
-    `response` [n] is a loss or -logit(accuracy); `columns` holds what laws may use (`UNITS`), [n] each; `cell` [n]
-    numbers experiments that differ only in their seed; `unit` [n] numbers what was drawn independently: runs,
-    or the students of one teacher run together; `budget` [n] in FLOPs.
+    `response` [n] is a loss or -logit(accuracy); `columns` holds what laws may use (`UNITS`), [n] each;
+    `cell` [n] numbers experiments that differ only in their seed; `unit` [n] numbers what was drawn
+    independently: runs, or the students of one teacher run together; `budget` [n] in FLOPs.
     """
 
     response: Array
@@ -105,7 +105,8 @@ def points(
 ) -> Points:
     """`Points` from plain arrays: losses, or accuracies as shares strictly between 0 and 1.
 
-    Raises `UserError` where a value is not finite, or has no logarithm. Leave such rows out, and count them, before.
+    Raises `UserError` where a value is not finite, or has no logarithm. Leave such rows out, and count
+    them, before.
     """
     y = np.asarray(response, dtype=float)
     there = {name: np.asarray(values, dtype=float) for name, values in columns.items() if values is not None}
@@ -114,7 +115,9 @@ def points(
             raise UserError(f"a law needs finite values, and {name} has others: leave those rows out")
     for name in ("compute", "size", "data"):
         if name in there and not (there[name] > 0).all():
-            raise UserError(f"a law needs {name} above 0, and {there[name].min():g} is not: leave such rows out")
+            raise UserError(
+                f"a law needs {name} above 0, and {there[name].min():g} is not: leave such rows out"
+            )
     if metric == "accuracy":
         if not ((y > 0) & (y < 1)).all():
             raise UserError(
@@ -129,7 +132,9 @@ def points(
         columns=there,
         cell=number if cell is None else np.unique(np.asarray(cell), return_inverse=True)[1],
         unit=number if unit is None else np.unique(np.asarray(unit), return_inverse=True)[1],
-        budget=there.get("compute", np.full(len(y), np.nan)) if budget is None else np.asarray(budget, dtype=float),
+        budget=there.get("compute", np.full(len(y), np.nan))
+        if budget is None
+        else np.asarray(budget, dtype=float),
         metric=metric,
         run_ids=run_ids,
     )
@@ -170,8 +175,8 @@ def scaled(law: Law, data: Points) -> Scaled:
     missing = [name for name in law.columns if name not in data.columns]
     if missing:
         raise UserError(
-            f"the law {law.name} needs {', '.join(f'{name} ({UNITS[name]})' for name in missing)}, which this "
-            "table does not hold: name the column with --columns, or take another law"
+            f"the law {law.name} needs {', '.join(f'{name} ({UNITS[name]})' for name in missing)}, which "
+            "this table does not hold: name the column with --columns, or take another law"
         )
     centres = {
         name: float(np.mean(data.columns[name] if name in law.covariates else np.log(data.columns[name])))

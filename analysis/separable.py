@@ -1,10 +1,10 @@
 """Fits of sums of power laws: linear in all but a few exponents, many fits at a time.
 
 A prediction is p = sum_m v_m V_m + sum_j A_j exp(-sum_k theta_k U_jk): linear columns V (the asymptote is a
-column of ones), power terms with amplitudes A_j, and exponents theta on centred logarithms U. For given exponents
-the linear part is a small least-squares problem, so only the exponents are searched (variable projection, Golub
-and Pereyra 1973, with Kaufman's 1975 Jacobian; for scaling laws arXiv 2603.22339). A robust polish then
-minimises the sum of Huber losses in all parameters by Newton's method.
+column of ones), power terms with amplitudes A_j, and exponents theta on centred logarithms U. For given
+exponents the linear part is a small least-squares problem, so only the exponents are searched (variable
+projection, Golub and Pereyra 1973, with Kaufman's 1975 Jacobian; for scaling laws arXiv 2603.22339). A
+robust polish then minimises the sum of Huber losses in all parameters by Newton's method.
 
 Arrays: S fits at a time, n points, P linear coefficients (M columns, then J amplitudes), K exponents.
 """
@@ -45,7 +45,7 @@ class Problem:
     def counts(self) -> tuple[int, int, int, int]:
         """(M, J, K, n)."""
         terms, exponents, points = self.powers.shape
-        return len(self.linear), terms, exponents, points
+        return len(self.linear), int(terms), int(exponents), int(points)
 
     def columns(self, theta: Array) -> Array:
         """Phi [S, P, n] at exponents [S, K]."""
@@ -57,7 +57,7 @@ class Problem:
         """d p / d theta [S, K, n]."""
         first = len(self.linear)
         weighted = coefficients[:, first:, None] * columns[:, first:]
-        return -np.einsum("sjn,jkn->skn", weighted, self.powers)
+        return np.asarray(-np.einsum("sjn,jkn->skn", weighted, self.powers))
 
     def at(self, powers: Array, linear: Array) -> Problem:
         """The same law on other points."""
@@ -66,8 +66,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Fits:
-    """Results of S fits: exponents [S, K], coefficients [S, P], objectives, steps taken, and whether they came
-    to rest.
+    """Results of S fits: exponents [S, K], coefficients [S, P], objectives, steps taken, and whether they
+    came to rest.
     """
 
     theta: Array
@@ -96,8 +96,8 @@ def project(
 ) -> Fits:
     """Weighted least squares by variable projection, from exponents `starts` [S, K].
 
-    `response` and `weights` are [n] or [S, n]. The objective is sum w (y - p)^2. Coefficients that must not be
-    negative are held at 0 where they would be (their exponent then says nothing).
+    `response` and `weights` are [n] or [S, n]. The objective is sum w (y - p)^2. Coefficients that must not
+    be negative are held at 0 where they would be (their exponent then says nothing).
     """
     size = len(starts)
     chunk = max(1, _CHUNK_VALUES // problem.counts[3])
@@ -121,17 +121,15 @@ def polish(
     deltas = np.broadcast_to(np.asarray(delta, dtype=float), (size,))
     chunk = max(1, _CHUNK_VALUES // problem.counts[3])
     parts = [
-        _polish(
-            problem, _rows(response, part), _rows(weights, part), start.pick(part), deltas[part], most
-        )
+        _polish(problem, _rows(response, part), _rows(weights, part), start.pick(part), deltas[part], most)
         for part in (slice(at, min(at + chunk, size)) for at in range(0, size, chunk))
     ]
     return _joined(parts)
 
 
 def residuals(problem: Problem, response: Array, predicted: Array) -> Array:
-    """log y - log p, or y - p, in the shape of `predicted`. A prediction that is not positive has no logarithm:
-    infinite.
+    """log y - log p, or y - p, in the shape of `predicted`. A prediction that is not positive has no
+    logarithm: infinite.
     """
     if not problem.logarithmic:
         return np.asarray(response - predicted)
@@ -197,7 +195,9 @@ def _non_negative(gram: Array, right: Array, positive: Array) -> Array:
     return best
 
 
-def _state(problem: Problem, theta: Array, response: Array, weights: Array) -> tuple[Array, Array, Array, Array]:
+def _state(
+    problem: Problem, theta: Array, response: Array, weights: Array
+) -> tuple[Array, Array, Array, Array]:
     columns = problem.columns(theta)
     coefficients = _linear_part(problem, columns, response, weights)
     rest = response - np.einsum("sp,spn->sn", coefficients, columns)
@@ -252,9 +252,7 @@ def _objective(problem: Problem, response: Array, weights: Array, predicted: Arr
     return np.where(np.isnan(loss), np.inf, loss)
 
 
-def _polish(
-    problem: Problem, response: Array, weights: Array, start: Fits, delta: Array, most: int
-) -> Fits:
+def _polish(problem: Problem, response: Array, weights: Array, start: Fits, delta: Array, most: int) -> Fits:
     theta, coefficients = start.theta.copy(), start.coefficients.copy()
     size, count = coefficients.shape
     columns = problem.columns(theta)
@@ -314,8 +312,8 @@ def _newton_step(
 
 
 def _inside(problem: Problem, coefficients: Array, theta: Array, step: Array) -> tuple[Array, Array]:
-    """The point after a step, shortened so that no coefficient that must stay positive loses more than 9 in 10
-    parts, and exponents stay within their bounds.
+    """The point after a step, shortened so that no coefficient that must stay positive loses more than 9 in
+    10 parts, and exponents stay within their bounds.
     """
     count = coefficients.shape[1]
     positive = np.asarray(problem.positive)
