@@ -13,6 +13,8 @@ from analysis.command import Command, Job
 COMMANDS = (
     "pareto",
     "weak_teacher",
+    "fit",
+    "suggest",
     "report",
 )
 

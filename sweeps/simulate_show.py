@@ -288,7 +288,7 @@ def _noise_line(noise: Noise, measured: MeasuredNoise | None) -> str:
     )
     return (
         f"Noise (measured, {measured.label}, {measured.kind} probe): {measured.seed_sd:.3g} points between "
-        f"seeds, 95 % interval {measured.low:.3g} to {measured.high:.3g} ({measured.degrees} degrees of freedom: "
-        f"{measured.runs} runs of {measured.configurations} configurations); {correlation}; "
-        f"a paired difference varies by {noise.pair_sd:.3g} points."
+        f"seeds, 95 % interval {measured.low:.3g} to {measured.high:.3g} ({measured.degrees} degrees of "
+        f"freedom: {measured.runs} runs of {measured.configurations} configurations); "
+        f"{correlation}; a paired difference varies by {noise.pair_sd:.3g} points."
     )

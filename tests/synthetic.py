@@ -95,6 +95,7 @@ def make_study(
     teachers: tuple[str, ...] = ("nano", "micro", "tiny"),
     charge: str = "full",
     lrs: tuple[float, ...] = (1e-3,),
+    shares: tuple[float, ...] = (0.3,),
     accuracy: Accuracy | None = None,
     run: bool = True,
     question: str = "Does a frozen teacher pay at equal FLOPs?",
@@ -109,7 +110,8 @@ def make_study(
                 planner.whole_budget("pixel", student, budget, seed)
                 planner.whole_budget("vjepa", student, budget, seed)
                 for teacher in teachers:
-                    planner.salt(teacher, student, budget, seed)
+                    for share in shares:
+                        planner.salt(teacher, student, budget, seed, share)
         for size in dict.fromkeys([*students, *teachers]):
             planner.reference("random", size, seed)
         planner.reference("supervised", "micro", seed)
