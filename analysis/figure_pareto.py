@@ -6,7 +6,6 @@ frontier are large markers with the range of their seeds, joined by a line.
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from analysis.plots import (
     panel_title,
     printable,
     style,
+    wrapped,
     write_figure,
 )
 from analysis.records import write_csv
@@ -143,7 +143,7 @@ def draw_pareto(data: ParetoData, wanted: list[tuple[str, str]]) -> Figure:
         kinds = list(dict.fromkeys(kind for _, kind in wanted))
         rows, columns = max(1, len(labels)), max(1, len(kinds))
         width = COLUMN_IN if single else max(COLUMN_IN, PAGE_IN * min(columns, 3) / 3)
-        caption = _wrapped(_caption(data, wanted), width)
+        caption = wrapped(_caption(data, wanted), width)
         handles, names = _legend(data)
         legend_columns = 2 if width < 5 else 4
         legend_in = 0.148 * -(-len(handles) // legend_columns) + 0.08
@@ -382,7 +382,3 @@ def _caption(data: ParetoData, wanted: list[tuple[str, str]]) -> str:
 def _range(values: pd.Series) -> str:
     low, high = int(values.min()), int(values.max())
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _wrapped(text: str, width_in: float) -> str:
-    return "\n".join(textwrap.wrap(text, int(width_in * 22.5)))

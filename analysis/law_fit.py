@@ -207,9 +207,6 @@ def _status(
     size = float(np.ptp(data.response)) or 1.0
     if not (bool(best.converged[0]) and rested):
         return "not converged", ("the search did not come to rest",)
-    if condition(scale, best) > CONDITION:
-        status = "degenerate"
-        notes.append("parameters trade against each other: only predictions inside the data mean something")
     for index, name in enumerate(law.powers):
         exponent = float(best.theta[0, index])
         if amplitudes[index] <= 1e-9 * size:
@@ -217,12 +214,22 @@ def _status(
             notes.append(f"no effect of {name}: its amplitude is 0, so its exponent says nothing")
         elif exponent <= low * 1.01 or exponent >= high * 0.99:
             status = "at bound" if status == "converged" else status
-            end = "lowest" if exponent <= low * 1.01 else "highest"
-            notes.append(f"the exponent of {name} is the {end} that is searched, {exponent:.4g}")
+            notes.append(_bound_note(name, exponent, exponent <= low * 1.01))
     if data.metric == "loss" and best.coefficients[0][0] <= 0:
         status = "at bound" if status == "converged" else status
         notes.append("the asymptote is 0: none is seen in these data")
+    if status == "converged" and condition(scale, best) > CONDITION:
+        status = "degenerate"
+        notes.append("parameters trade against each other: only predictions inside the data mean something")
     return status, tuple(notes)
+
+
+def _bound_note(name: str, exponent: float, lowest: bool) -> str:
+    if lowest:
+        return f"the exponent of {name} is the lowest searched, {exponent:.4g}: no levelling off is seen"
+    return (
+        f"the exponent of {name} is the highest searched, {exponent:.4g}: level but for the smallest {name}"
+    )
 
 
 def jacobian(scale: Scaled, best: Fits) -> Array:

@@ -146,6 +146,11 @@ def panel_title(axes: Axes, label: str, kind: str) -> None:
     axes.set_title(text, loc="left", fontsize=max(5.0, min(8.0, 8.0 * 34 / len(text))))
 
 
+def wrapped(text: str, width_in: float) -> str:
+    """A caption of 6 points in lines that fit a figure's width."""
+    return "\n".join(textwrap.wrap(text, int(width_in * 22.5)))
+
+
 def empty_note(axes: Axes, text: str) -> None:
     """Say in the middle of the axes why nothing is drawn."""
     axes.text(

@@ -177,7 +177,7 @@ def _linear_part(problem: Problem, columns: Array, response: Array, weights: Arr
 
 
 def _non_negative(gram: Array, right: Array, positive: Array) -> Array:
-    """Least squares with some coefficients not negative: the best of all sets of them at 0 (there are few)."""
+    """Least squares with some coefficients not negative: the best of all sets of them at 0."""
     best, best_value = np.zeros(len(right)), 0.0
     bounded = np.flatnonzero(positive)
     for mask in range(2 ** len(bounded)):
