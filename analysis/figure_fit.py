@@ -135,6 +135,10 @@ def _curves(axes: Axes, results: list[LawResult], tables: dict[str, pd.DataFrame
             )
         _held_mark(axes, held, scale, look)
     _limits(axes, scale * np.concatenate([_mine(tables["points"], r)["measured"] for r in results]))
+    compute = np.concatenate([_mine(tables["points"], r)["compute"] for r in results])
+    if compute.max() < 2 * compute.min():  # else ticks at odd places run into each other
+        centre = float(np.sqrt(compute.min() * compute.max()))
+        axes.set_xlim(centre / 4, centre * 4)
     axes.set_xlabel("pretraining FLOPs, teacher included")
     axes.set_ylabel(name)
     axes.legend(loc="best", fontsize=5.8, handlelength=2.2)

@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--across",
         action="store_true",
-        help="losses of students of different teachers in one fit (not on one scale)",
+        help="losses of students of different teachers in one fit (on no common scale)",
     )
     parser.add_argument(
         "--huber", type=float, metavar="DELTA", help="where the Huber loss turns linear, such as 1e-3"
@@ -172,9 +172,9 @@ def _predictions(table: pd.DataFrame, metric: str, level: float) -> list[str]:
 def _footer(job: Job, options: argparse.Namespace) -> str:
     first = job.table().iloc[0]
     return (
-        f"Intervals: {100 * options.level:.3g} %, wild bootstrap by independent runs ({options.draws} fits). FLOPs: "
-        f"{first['convention']} convention, teacher training charged {first['charge']}. Unrounded parameters, all "
-        "starts and residuals are in the CSV files."
+        f"Intervals: {100 * options.level:.3g} %, wild bootstrap by independent runs ({options.draws} fits). "
+        f"FLOPs: {first['convention']} convention, teacher training charged {first['charge']}. Unrounded "
+        "parameters, all starts and residuals are in the CSV files."
     )
 
 
