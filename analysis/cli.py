@@ -14,6 +14,7 @@ COMMANDS = (
     "pareto",
     "weak_teacher",
     "fit",
+    "isoflop",
     "suggest",
     "report",
 )

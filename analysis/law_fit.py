@@ -219,9 +219,7 @@ def _status(
         status = "at bound" if status == "converged" else status
         notes.append("the asymptote is 0: none is seen in these data")
     if len(np.unique(data.cell)) == len(law.parameters):
-        notes.append(
-            "as many parameters as experiments: the law passes through every mean, and is not tested"
-        )
+        notes.append("as many parameters as experiments: the law meets every mean and is not tested")
     if status == "converged" and condition(scale, best) > CONDITION:
         status = "degenerate"
         notes.append("parameters trade against each other: only predictions inside the data mean something")

@@ -88,7 +88,7 @@ class Fits:
 
 def predict(problem: Problem, fits: Fits) -> Array:
     """Predictions [S, n]."""
-    return np.einsum("sp,spn->sn", fits.coefficients, problem.columns(fits.theta))
+    return np.asarray(np.einsum("sp,spn->sn", fits.coefficients, problem.columns(fits.theta)))
 
 
 def project(
