@@ -48,13 +48,18 @@ class Family:
 
     @property
     def most_compared(self) -> int:
-        """The level in most comparisons; of several the first."""
-        counts = [sum(level in (c.a, c.b) for c in self.comparisons) for level in range(len(self.levels))]
+        """The level in most comparisons of two seeds or more; of several the first."""
+        places = range(len(self.levels))
+        counts = [sum((1 + 1000 * (c.n > 1)) * (x in (c.a, c.b)) for c in self.comparisons) for x in places]
         return counts.index(max(counts))
 
     @property
     def fewest_seeds(self) -> int:
         return min(comparison.n for comparison in self.comparisons)
+
+    @property
+    def most_seeds(self) -> int:
+        return max(comparison.n for comparison in self.comparisons)
 
 
 #: (stratum, level) -> seeds of the runs there
@@ -101,7 +106,11 @@ def teacher_families(plan: Plan) -> list[Family]:
 
 
 def share_seeds(plan: Plan) -> dict[str, tuple[tuple[float, ...], tuple[int, ...]]]:
-    """Stratum -> (shares in rising order, seeds of each), where there are two shares or more."""
+    """Stratum -> (shares in rising order, seeds of each), where there are two shares or more.
+
+    The last one joins all strata that have all of these shares, one student of each teacher: there the best
+    share is taken to be the same everywhere, and every share has the seeds of all.
+    """
     placed, names = _salt_cells(
         plan, lambda cell: cell.teacher_share, lambda cell: (cell.budget, cell.teacher, cell.student)
     )
@@ -110,6 +119,14 @@ def share_seeds(plan: Plan) -> dict[str, tuple[tuple[float, ...], tuple[int, ...
         shares = sorted(level for key, level in placed if key == stratum)
         if len(shares) > 1:
             found[name] = (tuple(shares), tuple(len(placed[(stratum, share)]) for share in shares))
+    every = sorted({level for _, level in placed})
+    whole = [stratum for stratum in names if all((stratum, share) in placed for share in every)]
+    apart: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    for budget, teacher, student, variant in whole:
+        apart.setdefault((budget, teacher, variant), (budget, teacher, student, variant))
+    if len(apart) > 1 and len(every) > 1:
+        counts = [sum(len(placed[(stratum, share)]) for stratum in apart.values()) for share in every]
+        found[f"all {len(apart)} budgets and teachers together"] = (tuple(every), tuple(counts))
     return found
 
 

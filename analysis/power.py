@@ -143,6 +143,7 @@ class SimulatedFamily:
         residuals = generator.standard_normal(shape) * noise.residual_sd
         self.better = family.most_compared
         self.sign = np.array([(c.a == self.better) * 1.0 - (c.b == self.better) for c in family.comparisons])
+        self.seeable = np.array([c.n > 1 for c in family.comparisons])
         self.degrees = np.array([max(0, c.n - 1) for c in family.comparisons], dtype=float)
         self._means = np.empty((self.draws, members))
         self._errors = np.full((self.draws, members), np.nan)
@@ -160,9 +161,13 @@ class SimulatedFamily:
         t = np.abs(self._means + self.sign * difference) / self._errors
         return holm_claims(2 * special.stdtr(np.maximum(self.degrees, 1), -t), alpha)
 
-    def power(self, difference: float, alpha: float = ALPHA) -> float:
-        """Mean probability that a true difference of the family is claimed with the right sign."""
-        true = self.sign != 0
+    def power(self, difference: float, alpha: float = ALPHA, *, seeable: bool = False) -> float:
+        """Mean probability that a true difference of the family is claimed with the right sign.
+
+        With `seeable` the mean is over comparisons of two common seeds or more only; in the mean over all,
+        the others count as never claimed.
+        """
+        true = (self.sign != 0) & (self.seeable if seeable else True)
         right = self.sign * (self._means + self.sign * difference) > 0
         return float((self.claims(difference, alpha) & right)[:, true].mean())
 
@@ -172,15 +177,15 @@ class SimulatedFamily:
         return float(self.claims(difference, alpha)[:, null].any(axis=1).mean()) if null.any() else 0.0
 
     def smallest_difference(self, low: float, high: float, power: float = POWER) -> float:
-        """The difference that is claimed with probability `power`, searched from `low` to `high`.
+        """The difference that is claimed with probability `power` where there are two seeds or more.
 
-        One comparison alone and Bonferroni's correction bound it.
+        Searched upwards from `low`, first to `high`, which Bonferroni's correction gives.
         """
-        while self.power(high) < power:
+        while self.power(high, seeable=True) < power:
             low, high = high, high * 1.25
         while high - low > 1e-3 * high:
             middle = (low + high) / 2
-            low, high = (middle, high) if self.power(middle) < power else (low, middle)
+            low, high = (middle, high) if self.power(middle, seeable=True) < power else (low, middle)
         return (low + high) / 2
 
 
@@ -188,8 +193,10 @@ class SimulatedFamily:
 class FamilyPower:
     """What a family of comparisons can see. Differences in points; None where the seeds allow no interval.
 
-    `alone` is the smallest difference of one comparison without correction, `corrected` after Holm over the
-    family, `bounded` after Bonferroni, which Holm never is worse than. `seeds_for_one_point` uses the latter.
+    `alone` is the smallest difference of one comparison without correction, at that with the least power of
+    those with two common seeds; `corrected` after Holm over the whole family, on average over them;
+    `bounded` after Bonferroni, which Holm is never worse than, and which `seeds_for_one_point` rests on.
+    `blind` comparisons have fewer than two common seeds, and count in `power_corrected` as never seen.
     """
 
     family: Family
@@ -197,34 +204,35 @@ class FamilyPower:
     alone: float | None
     corrected: float | None
     bounded: float | None
-    power_alone: dict[float, float]
+    blind: int
     power_corrected: dict[float, float]
-    false_claims: float | None
+    false_claims: float
     seeds_for_one_point: int | None
     draws: int
 
 
 def family_power(family: Family, noise: Noise, differences: Sequence[float], rng: int = 0) -> FamilyPower:
-    """Power of a family at its comparison with the fewest seeds (closed form) and as a whole (simulated)."""
-    weakest = min(family.comparisons, key=lambda c: c.n * len(c.strata))
-    sd = noise.pair_sd / math.sqrt(len(weakest.strata))
+    """Power of a family: of single comparisons in closed form, of the whole by simulation."""
     members = len(family.comparisons)
-    alone = smallest_difference(sd, weakest.n)
-    bounded = smallest_difference(sd, weakest.n, ALPHA / members)
     simulated = SimulatedFamily(family, noise, rng)
-    corrected = None
-    if alone is not None and bounded is not None:
-        corrected = alone if members == 1 else simulated.smallest_difference(0.5 * alone, bounded)
+    sds = {c: noise.pair_sd / math.sqrt(len(c.strata)) for c in family.comparisons}
+    seen = [c for c in family.comparisons if c.n > 1 and simulated.better in (c.a, c.b)]
+    seen = seen or [c for c in family.comparisons if c.n > 1]
+    alone = bounded = corrected = None
+    if seen:
+        alone = max(smallest_difference(sds[c], c.n) or 0.0 for c in seen)
+        bounded = max(smallest_difference(sds[c], c.n, ALPHA / members) or 0.0 for c in seen)
+        corrected = alone if members == 1 else simulated.smallest_difference(0.0, bounded)
     return FamilyPower(
         family=family,
         noise=noise,
         alone=alone,
         corrected=corrected,
         bounded=bounded,
-        power_alone={d: paired_power(d, sd, weakest.n) for d in differences},
+        blind=sum(c.n < 2 for c in family.comparisons),
         power_corrected={d: simulated.power(d) for d in differences},
-        false_claims=None if alone is None else simulated.false_claims(differences[-1]),
-        seeds_for_one_point=seeds_needed(1.0, sd, ALPHA / members),
+        false_claims=simulated.false_claims(max(differences)),
+        seeds_for_one_point=seeds_needed(1.0, max(sds.values()), ALPHA / members),
         draws=simulated.draws,
     )
 

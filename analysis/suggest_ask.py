@@ -27,6 +27,9 @@ from analysis.suggest_shares import bridge_priors
 from salt.errors import UserError
 from salt.plan_specs import Plan
 
+#: Sentences on where a question stands.
+SHOWN = 10
+
 
 def ask(
     plan: Plan,
@@ -189,19 +192,19 @@ def _who_leads(by_budget: dict[float, dict[str, Point]]) -> str:
 
 
 def _best_findings(groups: list[list[Point]], noise: SeedNoise) -> list[str]:
-    """How sure the best of each group is now, and whether it lies at the edge of its shares."""
+    """How sure the best of each group is, the least sure first, and whether it is at the edge."""
     found = []
     for group in groups:
         known = [point for point in group if point.values]
         sds = [noise.residual_sd / len(point.values) ** 0.5 for point in known]
         chances = chance_best([_mean(point) for point in known], sds)
-        best = int(np.argmax(chances))
-        shares = [point.share for point in known]
+        best = known[int(np.argmax(chances))]
+        shares = [point.share for point in known if point.share is not None]
         edge = ""
-        if None not in shares and len(set(shares)) > 1 and known[best].share in (min(shares), max(shares)):  # type: ignore[type-var]
-            edge = "; it is at the edge of the shares, so that the best one may lie beyond"
-        found.append(
-            f"{known[best].config} at budget {known[best].budget:.3g}: best of {len(known)} with probability "
-            f"{chances[best]:.2f}{edge}."
-        )
-    return found
+        if len(shares) == len(known) and best.share in (min(shares), max(shares)):
+            edge = "; at the edge of the shares, so that the best one may lie beyond"
+        text = f"best of {len(known)} with probability {chances.max():.2f}{edge}."
+        found.append((float(chances.max()), f"{best.config} at budget {best.budget:.3g}: {text}"))
+    found.sort(key=lambda each: each[0])
+    more = [f"{len(found) - SHOWN} others are surer."] if len(found) > SHOWN else []
+    return [text for _, text in found[:SHOWN]] + more

@@ -135,10 +135,11 @@ def _family_json(each: FamilyPower) -> dict[str, Any]:
         "levels": list(each.family.levels),
         "family": len(each.family.comparisons),
         "fewest_seeds": each.family.fewest_seeds,
+        "most_seeds": each.family.most_seeds,
+        "without_interval": each.blind,
         "smallest_alone": each.alone,
         "smallest_after_holm": each.corrected,
         "smallest_after_bonferroni": each.bounded,
-        "power_alone": {f"{d:g}": value for d, value in each.power_alone.items()},
         "power_after_holm": {f"{d:g}": value for d, value in each.power_corrected.items()},
         "false_claims": each.false_claims,
         "seeds_for_one_point": each.seeds_for_one_point,
@@ -232,8 +233,8 @@ def _order_table(found: Answer) -> Table:
 
 
 def _seeds(family: Family) -> str:
-    counts = sorted({comparison.n for comparison in family.comparisons})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+    few, most = family.fewest_seeds, family.most_seeds
+    return str(few) if few == most else f"{few}-{most}"
 
 
 def _points(value: float | None) -> str:
@@ -247,23 +248,7 @@ def _chance(value: float) -> str:
 def answer_lines(found: Answer, measured: MeasuredNoise | None) -> list[str]:
     """What the numbers rest on and what they say, a sentence each."""
     lines = [_noise_line(found.noise, measured)]
-    for each in found.families:
-        what = f"{each.family.question} ({each.family.basis})"
-        few = each.family.fewest_seeds
-        if each.corrected is None:
-            lines.append(
-                f"{what}: {few} common seed{'s' * (few != 1)}, so no interval and no claim, whatever the "
-                f"difference; {each.seeds_for_one_point or f'over {MOST_SEEDS:,}'} seeds would see one point."
-            )
-            continue
-        line = (
-            f"{what}: after Holm, differences below {each.corrected:.2g} points would be missed in more "
-            "than one study in five"
-        )
-        if measured is not None:
-            low, high = (each.corrected * bound / measured.seed_sd for bound in (measured.low, measured.high))
-            line += f" ({low:.2g} to {high:.2g} within the interval of the noise)"
-        lines.append(f"{line}.")
+    lines += [_family_line(each, measured) for each in found.families]
     if found.shares:
         worst = min(found.shares.values(), key=lambda each: each.mean_found)
         lines.append(
@@ -272,6 +257,27 @@ def answer_lines(found: Answer, measured: MeasuredNoise | None) -> list[str]:
             f"{max(worst.lost):.2g} points on average at most."
         )
     return lines
+
+
+def _family_line(each: FamilyPower, measured: MeasuredNoise | None) -> str:
+    what, members = f"{each.family.question} ({each.family.basis})", len(each.family.comparisons)
+    blind = ""
+    if each.blind:
+        needed = f"over {MOST_SEEDS:,}" if each.seeds_for_one_point is None else each.seeds_for_one_point
+        blind = (
+            f"{each.blind} of {members} comparisons have fewer than two common seeds: no interval, no claim, "
+            f"whatever the difference; {needed} seeds would see one point"
+        )
+    if each.corrected is None:
+        return f"{what}: {blind}."
+    line = (
+        f"{what}: after Holm, differences below {each.corrected:.2g} points would be missed in more than one "
+        "study in five"
+    )
+    if measured is not None:
+        low, high = (each.corrected * bound / measured.seed_sd for bound in (measured.low, measured.high))
+        line += f" ({low:.2g} to {high:.2g} within the interval of the noise)"
+    return f"{line}. {blind[0].upper()}{blind[1:]}." if blind else f"{line}."
 
 
 def _noise_line(noise: Noise, measured: MeasuredNoise | None) -> str:
