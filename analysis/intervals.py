@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 
@@ -59,13 +59,13 @@ def t_interval(values: Iterable[float], level: float = LEVEL) -> Interval:
         return Interval(n, mean, None, None, None)
     error = float(array.std(ddof=1)) / math.sqrt(n)
     reach = _quantile(level, n - 1) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
+    p = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
     return Interval(n, mean, mean - reach, mean + reach, p)
 
 
 @cache
 def _quantile(level: float, degrees: int) -> float:
-    return float(stats.t.ppf(0.5 + level / 2, degrees))
+    return float(special.stdtrit(degrees, 0.5 + level / 2))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -85,4 +85,4 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def clip_margin(accuracy: float, n_report: float, level: float = LEVEL) -> float:
     """Half-width that the report clips alone leave on one accuracy: normal approximation of the binomial."""
-    return float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(max(accuracy * (1 - accuracy), 0.0) / n_report)
+    return float(special.ndtri(0.5 + level / 2)) * math.sqrt(max(accuracy * (1 - accuracy), 0.0) / n_report)

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from analysis.gather import SCORE_KEY
 from analysis.pareto import arm_rows, usable
@@ -62,7 +62,7 @@ def _noise(label: str, kind: str, rows: pd.DataFrame) -> MeasuredNoise | None:
     if squares <= 0:
         return None
     sd = math.sqrt(squares / degrees)
-    low, high = (math.sqrt(squares / stats.chi2.ppf(q, degrees)) for q in (0.975, 0.025))
+    low, high = (math.sqrt(squares / special.chdtri(degrees, 1 - q)) for q in (0.975, 0.025))
     correlation, pairs = _correlation(rows)
     return MeasuredNoise(
         label=label,

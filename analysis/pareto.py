@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import moocore
 import numpy as np
 import pandas as pd
 
 from analysis.gather import SCORE_KEY
 from analysis.intervals import t_interval
+from analysis.nondominated import nondominated
 from salt.errors import UserError
 from salt.specs import ARMS
 
@@ -169,13 +169,7 @@ def frontier(flops: pd.Series, accuracy: pd.Series) -> pd.Series:
     Exact and independent of the order of the rows. Equal points are on the frontier together. Points that
     are not finite in both coordinates are never on it and dominate nothing.
     """
-    x, y = flops.to_numpy(dtype=float), accuracy.to_numpy(dtype=float)
-    finite = np.isfinite(x) & np.isfinite(y)
-    mask = np.zeros(len(x), dtype=bool)
-    if finite.any():
-        points = np.column_stack([x[finite], y[finite]])
-        mask[finite] = moocore.is_nondominated(points, maximise=[False, True], keep_weakly=True)
-    return pd.Series(mask, index=flops.index)
+    return pd.Series(nondominated([flops], [accuracy]), index=flops.index)
 
 
 def mark_frontiers(configs: pd.DataFrame) -> pd.Series:
