@@ -17,8 +17,8 @@ from analysis.suggest_questions import Have, Proposal, Question, SeedNoise, Wort
 from salt.errors import UserError
 from salt.plan_specs import Plan
 
-#: Below this gain a run changes nothing that anyone would see, in the question's unit.
-LEAST_GAIN = 1e-3
+#: A run that is expected to change less than this, in points or doublings, is not proposed.
+LEAST_STEP = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def _choose(question: Question, points: Sequence[Point], prices: Prices, top: in
             for proposal in question.proposals(have)
             if proposal.runs
         ]
-        good = [each for each in priced if each.worth.gain >= LEAST_GAIN]
+        good = [each for each in priced if each.worth.step >= LEAST_STEP]
         if not good:
             break
         best = max(good, key=lambda each: (value_of(each), -each.flops))

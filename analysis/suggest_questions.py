@@ -80,11 +80,15 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class Worth:
-    """`gain` in the question's unit, and the half-width of the 95 % interval of `what` before and after."""
+    """`gain` in the question's unit, and the half-width of the 95 % interval of `what` before and after.
+
+    `step` is how much there is to be seen of it, in points or doublings.
+    """
 
     gain: float
+    step: float
     what: str
-    before: float | None
+    before: float
     after: float
 
 
@@ -136,6 +140,12 @@ def seed_options(
     return options
 
 
+def _narrowing(gain: float, what: str, variance: float, after: float, noise: SeedNoise) -> Worth:
+    """What a lower variance is worth; the one of the largest fall is shown."""
+    before, then = noise.reach * math.sqrt(variance), noise.reach * math.sqrt(after)
+    return Worth(gain=gain, step=before - then, what=what, before=before, after=then)
+
+
 # --- arms: the differences themselves ---------------------------------------------------------------
 
 
@@ -171,13 +181,9 @@ class ArmDifferences:
     def worth(self, proposal: Proposal, have: Have) -> Worth:
         after = with_runs(have, proposal.runs)
         changes = [(self.variance(pair, have), self.variance(pair, after), pair) for pair in self.pairs]
-        before, then, (a, b) = max(changes, key=lambda change: change[0] - change[1])
-        return Worth(
-            gain=sum(old - new for old, new, _ in changes),
-            what=f"{a.arm} - {b.arm} at budget {a.budget:.3g}",
-            before=self.noise.reach * math.sqrt(before),
-            after=self.noise.reach * math.sqrt(then),
-        )
+        old, new, (a, b) = max(changes, key=lambda change: change[0] - change[1])
+        gain = sum(before - then for before, then, _ in changes)
+        return _narrowing(gain, f"{a.arm} - {b.arm} at budget {a.budget:.3g}", old, new, self.noise)
 
 
 # --- the best of several: shares, or configurations at a budget ---------------------------------------
@@ -193,7 +199,7 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class BestOf:
-    """The knowledge gradient (Frazier, Powell and Dayanik 2009): by how many points the accuracy of what is
+    """The knowledge gradient (Frazier, Powell and Dayanik 2008): by how many points the accuracy of what is
     chosen as best rises, expected, with one more run. Each group has a best of its own.
     """
 
@@ -236,8 +242,10 @@ class BestOf:
         others = [(*self.belief(each, have), each) for each in group if each.key != point.key]
         rival_mean, rival_variance, rival = max(others, key=lambda other: other[0])
         before, then = (math.sqrt(each + rival_variance) for each in (variance, left))
+        gain = knowledge_gradient(mean, rival_mean, math.sqrt(max(0.0, variance - left)))
         return Worth(
-            gain=knowledge_gradient(mean, rival_mean, math.sqrt(max(0.0, variance - left))),
+            gain=gain,
+            step=gain,
             what=f"{point.config} - {rival.config} at budget {point.budget:.3g}",
             before=self.noise.reach * before,
             after=self.noise.reach * then,
@@ -317,13 +325,9 @@ class Crossover:
     def worth(self, proposal: Proposal, have: Have) -> Worth:
         after = with_runs(have, proposal.runs)
         changes = [(self.variance(each, have), self.variance(each, after), each) for each in self.crossings]
-        before, then, crossing = max(changes, key=lambda change: change[0] - change[1])
-        return Worth(
-            gain=sum(old - new for old, new, _ in changes),
-            what=crossing.name,
-            before=self.noise.reach * math.sqrt(before),
-            after=self.noise.reach * math.sqrt(then),
-        )
+        old, new, crossing = max(changes, key=lambda change: change[0] - change[1])
+        gain = sum(before - then for before, then, _ in changes)
+        return _narrowing(gain, crossing.name, old, new, self.noise)
 
 
 def crossings_of(by_budget: Mapping[float, Mapping[str, Point]], charge: str) -> list[Crossing]:

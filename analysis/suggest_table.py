@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import pandas as pd
 
-from analysis.suggest import LEAST_GAIN, Batch, Suggestion, value_of
+from analysis.suggest import LEAST_STEP, Batch, Suggestion, value_of
 from analysis.suggest_points import Point
 from analysis.tables import MISSING, Table, flops
 from salt.plan_specs import Plan
@@ -99,8 +99,8 @@ def batch_lines(batch: Batch) -> list[str]:
         lines.append(f"{batch.left_out} failed or diverged cells are not proposed again: salt-sweep retry.")
     if not batch.suggestions:
         lines.append(
-            "Nothing more to run for this question: any further run is expected to gain less than "
-            f"{LEAST_GAIN:g} {batch.question.gain_unit}."
+            "Nothing more to run for this question: any further run is expected to change less than "
+            f"{LEAST_STEP:g} {batch.question.unit}."
         )
         return lines
     total = sum(each.flops for each in batch.suggestions)
