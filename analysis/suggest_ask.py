@@ -147,7 +147,7 @@ def _group_priors(
     """For points without results: the mean and the spread of the others of their group."""
     found = {}
     for group in groups:
-        means = [_mean(point) for point in group if point.values]
+        means = [point.mean for point in group if point.values]
         spread = float(np.var(means, ddof=1)) + noise.residual_sd**2
         for point in group:
             if not point.values and point.key not in known:
@@ -173,10 +173,6 @@ def _arms_by_budget(
     return dict(sorted(found.items()))
 
 
-def _mean(point: Point) -> float:
-    return float(np.mean(list(point.values.values())))
-
-
 def _difference(a: Point, b: Point) -> float | None:
     seeds = sorted(a.values.keys() & b.values.keys())
     return float(np.mean([a.values[seed] - b.values[seed] for seed in seeds])) if seeds else None
@@ -185,7 +181,7 @@ def _difference(a: Point, b: Point) -> float | None:
 def _who_leads(by_budget: dict[float, dict[str, Point]]) -> str:
     parts = []
     for budget, arms in by_budget.items():
-        known = {arm: _mean(point) for arm, point in arms.items() if point.values}
+        known = {arm: point.mean for arm, point in arms.items() if point.values}
         if len(known) > 1:
             parts.append(f"{max(known, key=lambda arm: known[arm])} leads at {budget:.3g}")
     return ", ".join(parts) or "no budget has results of two arms"
@@ -197,7 +193,7 @@ def _best_findings(groups: list[list[Point]], noise: SeedNoise) -> list[str]:
     for group in groups:
         known = [point for point in group if point.values]
         sds = [noise.residual_sd / len(point.values) ** 0.5 for point in known]
-        chances = chance_best([_mean(point) for point in known], sds)
+        chances = chance_best([point.mean for point in known], sds)
         best = known[int(np.argmax(chances))]
         shares = [point.share for point in known if point.share is not None]
         edge = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,11 @@ class Point:
     lost: frozenset[int] = frozenset()
     new: str | None = None  # "share" or "budget"
     sharers: int = 1
+
+    @cached_property
+    def mean(self) -> float:
+        """Of the results; a point without any has none."""
+        return sum(self.values.values()) / len(self.values)
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ neighbour tells of it. Criteria, their sources and limits: docs/power.md.
 from __future__ import annotations
 
 import math
-from collections import ChainMap
+from collections import ChainMap, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +32,7 @@ class SeedNoise:
     degrees: int | None
     basis: str
 
-    @property
+    @cached_property
     def reach(self) -> float:
         """Of a 95 % interval, in standard errors."""
         return float(stats.norm.ppf(0.975) if self.degrees is None else stats.t.ppf(0.975, self.degrees))
@@ -219,24 +219,51 @@ class BestOf:
         n, measured = len(have.get(point.key, frozenset())), len(point.values)
         spread = self.noise.residual_sd**2
         if measured:
-            return float(np.mean(list(point.values.values()))), spread / n
+            return point.mean, spread / n
         prior = self.priors[point.key]
         return prior.mean, 1 / (1 / prior.variance + n / spread)
 
     def proposals(self, have: Have) -> list[Proposal]:
+        """Each point alone; and all points of different groups that learn from one teacher, together."""
         found = []
         known = known_seeds(have, (point for group in self.groups for point in group))
-        for group in self.groups:
+        together: dict[tuple[str, ...], list[tuple[int, Point, int]]] = defaultdict(list)
+        for place, group in enumerate(self.groups):
             for point in group:
                 for kind, runs in seed_options((point,), have, known):
-                    why = f"{point.config} among {len(group)} at budget {point.budget:.3g}"
-                    found.append(Proposal(kind=point.new or kind, runs=runs, why=why))
+                    what = point.new or kind
+                    found.append(Proposal(kind=what, runs=runs, why=self._why(point, group)))
+                    teachers = [part.identity for part in point.parts if part.is_teacher]
+                    if teachers:
+                        together[(what, str(runs[0][1]), *teachers)].append((place, *runs[0]))
+        for (what, *_), members in together.items():
+            # Of a group one point only, as what two of them are worth together is not the sum.
+            apart = {place: (point, seed) for place, point, seed in reversed(members)}
+            if len(apart) > 1:
+                first = next(iter(apart.values()))[0]
+                why = f"{first.teacher}'s {len(apart)} students at budget {first.budget:.3g}"
+                found.append(Proposal(kind=what, runs=tuple(apart.values()), why=why))
         return found
 
+    def _why(self, point: Point, group: Sequence[Point]) -> str:
+        return f"{point.config} among {len(group)} at budget {point.budget:.3g}"
+
     def worth(self, proposal: Proposal, have: Have) -> Worth:
-        point = proposal.runs[0][0]
+        """The sum over runs, which are of different groups; the interval is that of the run worth most."""
+        worths = [self._worth(point, seed, have) for point, seed in proposal.runs]
+        gain = sum(each.gain for each in worths)
+        best = max(worths, key=lambda each: each.gain)
+        return Worth(
+            gain=gain,
+            step=min(each.gain for each in worths),
+            what=best.what,
+            before=best.before,
+            after=best.after,
+        )
+
+    def _worth(self, point: Point, seed: int, have: Have) -> Worth:
         group = self._group_of[point.key]
-        after = with_runs(have, proposal.runs)
+        after = with_runs(have, [(point, seed)])
         mean, variance = self.belief(point, have)
         left = self.belief(point, after)[1]
         others = [(*self.belief(each, have), each) for each in group if each.key != point.key]

@@ -26,7 +26,7 @@ def bridge_priors(
         known = sorted((point for point in group if point.values and point.share), key=lambda p: p.share or 0)
         if len(known) < 2:
             continue
-        means = [float(np.mean(list(point.values.values()))) for point in known]
+        means = [point.mean for point in known]
         best = int(np.argmax(means))
         beside = max((i for i in (best - 1, best + 1) if 0 <= i < len(known)), key=lambda i: means[i])
         low, high = sorted((best, beside))
@@ -49,7 +49,7 @@ def _wander(groups: Sequence[Sequence[Point]], noise: SeedNoise) -> float:
     for group in groups:
         known = sorted((point for point in group if point.values and point.share), key=lambda p: p.share or 0)
         for a, b in zip(known, known[1:], strict=False):
-            step = float(np.mean(list(b.values.values())) - np.mean(list(a.values.values())))
+            step = b.mean - a.mean
             error = noise.residual_sd**2 * (1 / len(a.values) + 1 / len(b.values))
             steps.append((step**2 - error) / math.log2((b.share or 1) / (a.share or 1)))
     return max(0.0, float(np.mean(steps))) if steps else 0.0

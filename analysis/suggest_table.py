@@ -151,6 +151,10 @@ def _own_study(name: str, budget_key: str, budget: float, runs: list[tuple[Point
         teachers = _list({str(point.teacher) for point in salt})
         shares = ", ".join(_number(share) for share in sorted({point.share or 0 for point in salt}))
         lines.append(f"arms: {{salt: {{teachers: {teachers}, teacher_share: [{shares}]}}}}")
+        axes = [{getattr(point, name) for point in points} for name in ("student", "teacher", "share")]
+        more = math.prod(map(len, axes)) * len({seed for _, seed in runs}) - len(runs)
+        if more and len(salt) == len(points):
+            lines.append(f"# {more} of its cells are not suggested: the grid joins every student and seed")
     return lines
 
 

@@ -63,7 +63,8 @@ def answer(plan: Plan, noise: Noise, share_loss: float, differences: Sequence[fl
             f"plan {plan.name!r} compares nothing: it needs two arms, teacher shares or teacher sizes at one "
             "budget"
         )
-    shares = {name: best_share(*placed, share_loss, noise) for name, placed in share_seeds(plan).items()}
+    placed = share_seeds(plan)
+    by_seeds = {each: best_share(*each, share_loss, noise) for each in set(placed.values())}
     return Answer(
         plan=plan.name,
         unit=_UNITS[plan.match],
@@ -71,7 +72,7 @@ def answer(plan: Plan, noise: Noise, share_loss: float, differences: Sequence[fl
         noise=noise,
         families=tuple(family_power(family, noise, differences, rng) for family in families),
         share_loss=share_loss,
-        shares=shares,
+        shares={name: by_seeds[each] for name, each in placed.items()},
         arms=arms[0].levels if arms else (),
         budgets=len(arms[0].strata) if arms else 0,
         orders=_orders(arms[0], noise, differences) if arms else (),

@@ -124,30 +124,38 @@ def test_failed_cells_are_not_proposed_again(tmp_path: Path) -> None:
 # --- the best share --------------------------------------------------------------------------------
 
 
-def test_a_teacher_is_paid_once(tmp_path: Path) -> None:
-    """Two shares so close that none fits between, two students: further seeds need teachers."""
-    options = {"seeds": (0, 1), "budgets": BUDGETS[:1], "students": ("micro", "tiny"), "shares": (0.2, 0.22)}
+@pytest.mark.parametrize("question", ["best-share", "frontier"])
+def test_a_teacher_is_paid_once(tmp_path: Path, question: str) -> None:
+    """Two shares so close that none fits between, two students of each teacher: further seeds need teachers.
 
-    def level(cell: Cell) -> float:  # equal means of both shares, whichever student
+    Students are proposed together where each has a best share of its own, and one after the other where they
+    are rivals for the best configuration.
+    """
+
+    def level(cell: Cell) -> float:  # equal means of both shares, whichever student; other arms are far off
+        if cell.arm != "salt":
+            return 20.0 + cell.seed
         return 60.0 + (1 if (cell.teacher_share == 0.2) == (cell.seed == 0) else -1)
 
+    options = {"seeds": (0, 1), "budgets": BUDGETS[:1], "students": ("micro", "tiny"), "shares": (0.2, 0.22)}
     study = small(tmp_path, level, 1e-3, **options)
-    batch = asked(study, "best-share", top=8)
+    batch = asked(study, question, top=8)
     cells = {(c.student, c.teacher_share): c for c in study.plan.cells if c.arm == "salt" and c.seed == 0}
     paid: set[tuple[float | None, int]] = set()
     states = []
     for each in batch.suggestions:
-        ((point, seed),) = each.proposal.runs
-        assert (each.proposal.kind, seed >= 2) == ("seed", True)
-        cell = cells[(point.student, point.share)]
-        assert cell.teacher_cost is not None
-        new = (point.share, seed) not in paid
-        assert each.flops == cell.cost.total_flops + new * cell.teacher_cost.total_flops
-        assert each.teacher == ("to train" if new else "in this batch")
-        assert each.new_runs == 1 + new
-        paid.add((point.share, seed))
-        states.append(each.teacher)
-    assert states[:4] == ["to train", "in this batch"] * 2
+        assert each.proposal.kind == "seed"
+        flops = 0
+        for point, seed in each.proposal.runs:
+            cell = cells[(point.student, point.share)]
+            assert cell.teacher_cost is not None
+            new = (point.share, seed) not in paid
+            flops += cell.cost.total_flops + new * cell.teacher_cost.total_flops
+            paid.add((point.share, seed))
+        assert each.flops == flops
+        states.append((each.teacher, len(each.proposal.runs), each.new_runs))
+    alone = [("to train", 1, 2), ("in this batch", 1, 1)]
+    assert states[:2] == (alone if question == "frontier" else [("to train", 2, 3)] * 2)
 
 
 def test_a_trained_teacher_is_free(tmp_path: Path) -> None:
