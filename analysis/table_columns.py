@@ -67,8 +67,10 @@ NUMBERS = (
     "lidar",
     "alpha_req",
     "own_flops_matmul",
+    "cache_flops_matmul",
     "above_flops_matmul",
     "own_flops_paper",
+    "cache_flops_paper",
     "above_flops_paper",
 )
 
