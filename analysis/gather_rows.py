@@ -6,8 +6,8 @@ end: a dictionary for each row would take ten times as long.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -177,7 +177,7 @@ class _Units:
         parameters = None if spec.arm == "raw" else self._encoder(record)
         about = (run.run_id, self.ids[run.run_id], spec.label, spec.data.name, spec.steps, parameters)
         if result is None or cost is None:
-            found = (None,) * (1 + len(_OF_RESULT) + 2 * len(Way._fields) + len(self._parts))
+            found = (None,) * (1 + len(_OF_RESULT) + len(CONVENTIONS) * len(Way._fields) + len(self._parts))
         else:
             wall_s = result.train_wall_s
             hours = None if wall_s is None or record.gpus is None else wall_s * record.gpus / 3600
@@ -185,8 +185,7 @@ class _Units:
             found = (
                 hours,
                 *_result_values(result),
-                *self.lineage.way(run.run_id, "matmul"),
-                *self.lineage.way(run.run_id, "paper"),
+                *chain.from_iterable(self.lineage.ways(run.run_id)),
                 *(None if part is None else part.forward + part.backward for part in parts),
             )
         self.runs.append(number)
@@ -271,7 +270,7 @@ class _Scores:
                 ]
                 continue
             scores = self._by_key(found, run_id)
-            metrics = tuple(found.label_free.get(name) for name in _LABEL_FREE)
+            metrics = [found.label_free.get(name) for name in _LABEL_FREE]
             for key in self._wanted[probe_id]:
                 line = self._score(found, scores.get(key))
                 self.lines.append((run_id, probe_id, *key, *line, found.feature_flops, *metrics))
@@ -292,23 +291,20 @@ class _Scores:
 
     def _score(self, found: ProbeResult, score: ProbeScore | None) -> tuple[Any, ...]:
         """State, reason, branch, then the numbers of a score, up to `probe_flops`."""
-        nothing = (None,) * 9
         if score is None:
-            return ("missing", f"probe {found.probe_id} holds no such score", found.branch, *nothing)
-        if not (math.isfinite(score.accuracy) and 0.0 <= score.accuracy <= 1.0):
+            return ("missing", f"probe {found.probe_id} holds no such score", found.branch, *(None,) * 9)
+        if not 0.0 <= score.accuracy <= 1.0:
             why = f"accuracy {score.accuracy} is not a share between 0 and 1"
-            return ("failed", why, found.branch, *nothing)
+            return ("failed", why, found.branch, *(None,) * 9)
+        key = tuple(score.selected.items())
+        choice = self._selected.get(key)  # few choices come again and again
+        if choice is None:
+            choice = msgspec.json.encode(score.selected, order="sorted").decode()
+            self._selected[key] = choice
         return (
-            "done", None, found.branch, self._choice(score), score.accuracy, score.n_report, score.n_train,
+            "done", None, found.branch, choice, score.accuracy, score.n_report, score.n_train,
             score.n_selection, score.classes, score.chance, score.selection_accuracy, score.flops,
         )  # fmt: skip
-
-    def _choice(self, score: ProbeScore) -> str:
-        """What was selected, as JSON; few choices come again and again."""
-        key = tuple(score.selected.items())
-        if key not in self._selected:
-            self._selected[key] = msgspec.json.encode(score.selected, order="sorted").decode()
-        return self._selected[key]
 
 
 # --- rows -----------------------------------------------------------------------------------------

@@ -34,35 +34,43 @@ class Lineage:
 
     def __init__(self, runs: Iterable[PlannedRun]) -> None:
         self._specs = {run.run_id: run.spec for run in runs}
-        self._prices: dict[tuple[Any, ...], dict[Convention, tuple[int, int]]] = {}
-        self._above: dict[tuple[str, Convention], int] = {}
+        self._prices: dict[tuple[Any, ...], tuple[tuple[int, int], ...]] = {}
+        self._above: dict[tuple[str, int], tuple[int, ...]] = {}
 
-    def way(self, run_id: str, convention: Convention) -> Way:
-        """FLOPs of the whole way to the last weights of a run, a trunk's steps included."""
+    def ways(self, run_id: str) -> tuple[Way, ...]:
+        """The whole way to the last weights of a run, a trunk's steps included, in each of `CONVENTIONS`."""
         spec = self._specs[run_id]
-        step, cache = self._price(spec, convention)
-        return Way(step * spec.steps + cache, cache, self._teachers(run_id, convention))
+        return tuple(
+            Way(step * spec.steps + cache, cache, above)
+            for (step, cache), above in zip(self._prices_of(spec), self._teachers(run_id), strict=True)
+        )
 
-    def _teachers(self, run_id: str, convention: Convention) -> int:
-        key = (run_id, convention)
+    def _teachers(self, run_id: str) -> tuple[int, ...]:
+        """Training of all teachers above a run, each up to the weights that are used."""
+        reference = self._specs[run_id].teacher
+        if reference is None or reference.run_id not in self._specs:
+            return (0,) * len(CONVENTIONS)
+        key = (reference.run_id, reference.step)
         if key not in self._above:
-            reference = self._specs[run_id].teacher
-            total = 0
-            if reference is not None and reference.run_id in self._specs:
-                step, cache = self._price(self._specs[reference.run_id], convention)
-                total = step * reference.step + cache + self._teachers(reference.run_id, convention)
-            self._above[key] = total
+            prices = self._prices_of(self._specs[reference.run_id])
+            self._above[key] = tuple(
+                step * reference.step + cache + above
+                for (step, cache), above in zip(prices, self._teachers(reference.run_id), strict=True)
+            )
         return self._above[key]
 
-    def _price(self, spec: RunSpec, convention: Convention) -> tuple[int, int]:
-        """(FLOPs of a step, of the cached targets). Runs of one base share the parts of their specs."""
+    def _prices_of(self, spec: RunSpec) -> tuple[tuple[int, int], ...]:
+        """(FLOPs of a step, of the cached targets) per convention. Runs of one base share the parts of their
+        specs as objects, which tell them apart faster than their values.
+        """
         key = (
             *map(id, _priced(spec)),
             spec.optim.batch_clips,
             None if spec.teacher is None else id(spec.teacher.encoder),
         )
-        known = self._prices.setdefault(key, {})
-        if convention not in known:
-            step = step_cost(spec, convention).total_flops
-            known[convention] = step, cache_cost(spec, convention).total_flops
-        return known[convention]
+        if key not in self._prices:
+            self._prices[key] = tuple(
+                (step_cost(spec, convention).total_flops, cache_cost(spec, convention).total_flops)
+                for convention in CONVENTIONS
+            )
+        return self._prices[key]

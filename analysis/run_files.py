@@ -137,13 +137,16 @@ class RunFiles:
         try:
             about = os.fstat(opened)
             self.stamps[path] = (about.st_mtime_ns, about.st_size, about.st_ino)
-            pieces = [os.read(opened, about.st_size + 1)]
-            while pieces[-1]:  # a read may come short
-                pieces.append(os.read(opened, 1 << 20))
+            data = os.read(opened, about.st_size + 1)
+            while len(data) != about.st_size:  # it grew, or the read came short
+                more = os.read(opened, 1 << 20)
+                data += more
+                if not more:
+                    break
         finally:
             os.close(opened)
         try:
-            return decoder.decode(pieces[0] if len(pieces) == 2 else b"".join(pieces))
+            return decoder.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._damaged(path)
 

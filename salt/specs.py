@@ -346,6 +346,8 @@ class Cost(Spec, kw_only=True):
     def __add__(self, other: Cost) -> Cost:
         if other.convention != self.convention:
             raise ValueError(f"cannot add FLOPs counted as {self.convention!r} and {other.convention!r}")
+        if not other.parts:  # as most costs of cached targets are
+            return self
         names = dict.fromkeys([*self.parts, *other.parts])
         zero = Part()
         parts = {}
