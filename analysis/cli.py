@@ -11,6 +11,7 @@ from analysis.command import Command, Job
 
 #: Modules of `analysis.commands`, in the order of the help.
 COMMANDS = (
+    "gather",
     "pareto",
     "weak_teacher",
     "fit",

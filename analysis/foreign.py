@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.foreign_columns import DERIVED, Source, sources
 from analysis.foreign_file import RawTable, read_file
-from analysis.table_columns import SCORE_KEY, typed
+from analysis.table_columns import SCORE_KEY, TEXT, typed
 from salt.errors import UserError
 
 #: The name for the published numbers of the SALT paper.
@@ -59,14 +59,16 @@ def read_table(path: str, columns: str | None = None) -> pd.DataFrame:
     changed. Values that are not finite and missing ones stay as rows with state and reason.
 
     Rows that agree in everything are one row, the first (noted); rows of one configuration, seed and score
-    with different values are refused.
+    with different values are refused. A file that `salt-analyze gather` wrote comes back as it was.
 
     Raises `UserError` with file, line, column, value and way out.
     """
     if path == PUBLISHED:
         return _published(columns)
-    reader = _Reader(read_file(path), columns)
-    return reader.table()
+    raw = read_file(path)
+    if raw.columns.keys() >= set(TEXT):
+        return _gathered(raw, columns)
+    return _Reader(raw, columns).table()
 
 
 def notes(table: pd.DataFrame) -> list[str]:
@@ -80,6 +82,24 @@ def _published(columns: str | None) -> pd.DataFrame:
     if columns:
         raise UserError(f"--table {PUBLISHED} has our columns already: leave --columns out")
     table: pd.DataFrame = reference_table(PUBLISHED)
+    return table
+
+
+def _gathered(raw: RawTable, columns: str | None) -> pd.DataFrame:
+    """A table that `salt-analyze gather` wrote, as it was."""
+    if columns:
+        raise UserError(f"{raw.path}: it was written by salt-analyze gather: leave --columns out")
+    reader = _Reader(raw, None)
+    table = pd.DataFrame(
+        {
+            name: reader.texts(Source(columns=(name,)), None)
+            if name in TEXT
+            else reader.numbers(Source(columns=(name,)))
+            for name in raw.columns
+        }
+    )
+    table = typed(table)
+    table.loc[(table["role"] == "cell") & table["variant"].isna(), "variant"] = ""
     return table
 
 
@@ -103,13 +123,11 @@ class _Reader:
         for name, column in _NUMBERS.items():
             source = found.get(name)
             table[column] = (
-                self._numbers(source)
-                if source is not None and source.columns
-                else np.full(len(table), np.nan)
+                self.numbers(source) if source is not None and source.columns else np.full(len(table), np.nan)
             )
         for name, default in _TEXTS.items():
             source = found.get(name)
-            table[name] = pd.Series(self._texts(source, default), dtype=object)
+            table[name] = pd.Series(self.texts(source, default), dtype=object)
         table["variant"] = self._variant(found.get("config"))
         self._derive(table, found)
         for name in ("metric", "teacher_metric"):
@@ -123,7 +141,7 @@ class _Reader:
 
     # --- values ---------------------------------------------------------------------------------
 
-    def _numbers(self, source: Source) -> np.ndarray[Any, Any]:
+    def numbers(self, source: Source) -> np.ndarray[Any, Any]:
         (column,) = source.columns
         values = np.full(len(self.raw.places), np.nan)
         for row, value in enumerate(self.raw.columns[column]):
@@ -138,7 +156,7 @@ class _Reader:
                 ) from None
         return values * source.scale
 
-    def _texts(self, source: Source | None, default: str | None) -> list[str | None]:
+    def texts(self, source: Source | None, default: str | None) -> list[str | None]:
         if source is None:
             return [default] * len(self.raw.places)
         values = (

@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from salt.store import write_atomically
 
 #: Columns that count something: written as whole numbers.
-_COUNTS = frozenset(
+COUNTS = frozenset(
     [
         "n",
         "n_lost",
@@ -30,6 +31,7 @@ _COUNTS = frozenset(
         "parameters",
         "clips_seen",
         "unique_clips",
+        "teacher_students",
     ]
 )
 
@@ -51,21 +53,40 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for values in table.itertuples(index=False, name=None):
         row = {name: plain(value) for name, value in zip(names, values, strict=True)}
-        for name in _COUNTS & row.keys():
-            row[name] = None if row[name] is None else int(row[name])
+        for name in COUNTS & row.keys():
+            row[name] = _count(row[name])
         rows.append(row)
     return rows
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> Path:
     """Write a table with a header; lists (run ids) are joined by blanks, missing values are empty."""
-    rows = records(table)
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, list):
-                row[name] = " ".join(str(item) for item in value)
-    text = pd.DataFrame(rows, columns=list(table.columns), dtype=object).to_csv(
-        index=False, lineterminator="\n"
-    )
+    columns = {str(name): _csv_column(str(name), table[name]) for name in table.columns}
+    text = pd.DataFrame(columns, index=table.index).to_csv(index=False, lineterminator="\n")
     write_atomically(path, text.encode())
     return path
+
+
+def _csv_column(name: str, column: pd.Series) -> pd.Series:
+    """Values as a CSV file is to show them. Columns of text or floats are done as a whole: there can be many
+    rows.
+    """
+    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True) in ("string", "empty"):
+        return column
+    if column.dtype == "float64":
+        finite = column.where(np.isfinite(column))
+        whole = name in COUNTS and bool((finite.isna() | finite.map(is_whole)).all())
+        return finite.astype("Int64") if whole else finite
+    values = [_count(plain(value)) if name in COUNTS else plain(value) for value in column]
+    joined = [" ".join(map(str, value)) if isinstance(value, list) else value for value in values]
+    return pd.Series(joined, index=column.index, dtype=object)
+
+
+def is_whole(value: float) -> bool:
+    """Below 2^53 a float is the whole number that it looks like."""
+    return value.is_integer() and abs(value) < 2**53
+
+
+def _count(value: Any) -> Any:
+    """A whole number where it is one: sizes of other projects may be estimates, with a fraction."""
+    return int(value) if isinstance(value, float) and is_whole(value) else value
