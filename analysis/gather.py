@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from analysis.gather_cache import load, save
@@ -61,7 +62,8 @@ def gather(store: Path, plan_name: str) -> pd.DataFrame:
 def cells_used(table: pd.DataFrame) -> tuple[int, int]:
     """(cells with at least one finite score, all cells)."""
     cells = table[table["role"] == "cell"]
-    return int(cells.loc[cells["accuracy"].notna(), "cell_id"].nunique()), int(cells["cell_id"].nunique())
+    finite = np.isfinite(cells["accuracy"])
+    return int(cells.loc[finite, "cell_id"].nunique()), int(cells["cell_id"].nunique())
 
 
 @contextmanager

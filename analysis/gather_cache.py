@@ -31,6 +31,8 @@ KEPT_FROM_RUNS = 1000
 #: A file that was changed this shortly before it was read may change again in the same tick of its disk.
 _TICK_NS = 50_000_000
 _FOLDER = Path(__file__).parent
+#: What reading raises where a file is not there, torn, or of another kind.
+_NOT_OURS = (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile, msgspec.DecodeError)
 
 
 class _Head(msgspec.Struct):
@@ -53,7 +55,8 @@ def cache_path(store: Path, plan_name: str) -> Path:
 def load(store: Path, plan_name: str, plan_stamp: Stamp) -> pd.DataFrame | None:
     """The kept table of a plan, or None if there is none that still counts."""
     try:
-        with np.load(cache_path(store, plan_name), allow_pickle=False) as file:
+        path = cache_path(store, plan_name)
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             head = msgspec.json.decode(file["head"].tobytes(), type=_Head)
             same = (head.format, head.code_sha256, head.store, head.plan, head.plan_stamp)
             if same != (FORMAT, _code_sha256(), str(store), plan_name, plan_stamp):
@@ -61,7 +64,7 @@ def load(store: Path, plan_name: str, plan_stamp: Stamp) -> pd.DataFrame | None:
             if not np.array_equal(_array(stamps_of(store, head.paths)), file["stamps"]):
                 return None
             return _table(head, file["codes"], file["numbers"])
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, msgspec.DecodeError):
+    except _NOT_OURS:
         return None  # not there, torn, or not ours: it is made anew
 
 
