@@ -77,10 +77,10 @@ def notes(table: pd.DataFrame) -> list[str]:
 
 
 def _published(columns: str | None) -> pd.DataFrame:
-    from analysis.reference import reference_table
-
     if columns:
         raise UserError(f"--table {PUBLISHED} has our columns already: leave --columns out")
+    from analysis.reference import reference_table
+
     table: pd.DataFrame = reference_table(PUBLISHED)
     return table
 
