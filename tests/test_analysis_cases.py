@@ -138,28 +138,33 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return gather(store, "miniature")
 
 
-def zero_compute(rows: pd.DataFrame) -> None:
+def zero_compute(rows: pd.DataFrame) -> pd.DataFrame:
     rows.loc[rows["arm"].eq("pixel") & rows["seed"].eq(0), ["total_flops", "budget_flops"]] = 0.0
+    return rows
 
 
-def zero_accuracy(rows: pd.DataFrame) -> None:
+def zero_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
     rows.loc[rows["seed"].eq(0), "accuracy"] = 0.0
+    return rows
 
 
-def bar_larger_than_the_value(rows: pd.DataFrame) -> None:
+def bar_larger_than_the_value(rows: pd.DataFrame) -> pd.DataFrame:
     rows["accuracy"] = np.where(rows["seed"].eq(0), 0.001, 0.4)
+    return rows
 
 
-def one_point(rows: pd.DataFrame) -> None:
-    rows.drop(index=rows.index[1:], inplace=True)
+def one_point(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.head(1)
 
 
-def all_nan(rows: pd.DataFrame) -> None:
+def all_nan(rows: pd.DataFrame) -> pd.DataFrame:
     rows["accuracy"] = math.nan
+    return rows
 
 
-def all_zero(rows: pd.DataFrame) -> None:
+def all_zero(rows: pd.DataFrame) -> pd.DataFrame:
     rows[["accuracy", "total_flops", "budget_flops"]] = 0.0
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -174,12 +179,12 @@ def all_zero(rows: pd.DataFrame) -> None:
     ],
 )
 def test_what_a_log_axis_cannot_show_is_counted_in_the_figure(
-    tmp_path: Path, table: pd.DataFrame, spoil: Callable[[pd.DataFrame], None], note: str
+    tmp_path: Path, table: pd.DataFrame, spoil: Callable[[pd.DataFrame], pd.DataFrame], note: str
 ) -> None:
     """matplotlib/matplotlib#21579, #9149: points at zero vanish without a word, an all-zero series raises."""
     rows = arm_rows(table)
     rows = rows[(rows["kind"] == "linear") & (rows["frames"] == "ordered")].reset_index(drop=True)
-    spoil(rows)
+    rows = spoil(rows)
     write_pareto(rows, tmp_path / "figures")
     for suffix in ("png", "pdf"):
         assert (tmp_path / "figures" / f"pareto.{suffix}").stat().st_size > 1000
