@@ -1,9 +1,10 @@
 """Gathered tables of large plans, kept in `<store>/cache/gather/` until a file behind them changes.
 
 One file a plan, in numpy's own format without pickle: numbers as they are, each text column as whole
-numbers into the list of its values. Deleting it costs nothing but time. It counts only if this code wrote
-it, for this path of the store, and the plan and every file and folder that was looked at still has the same
-stamp; one that is torn, foreign or of another version is made anew.
+numbers into the list of its values; what all scores of a cell or teacher have in common only once. Deleting
+it costs nothing but time. It counts only if this code wrote it, for this path of the store, and the plan and
+every file and folder that was looked at still has the same stamp; one that is torn, foreign or of another
+version is made anew.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ KEPT_FROM_RUNS = 1000
 #: A file that was changed this shortly before it was read may change again in the same tick of its disk.
 _TICK_NS = 50_000_000
 _FOLDER = Path(__file__).parent
+_ARRAYS = ("line_of", "codes", "numbers", "common_codes", "common_numbers")
 #: What reading raises where a file is not there, torn, or of another kind.
 _NOT_OURS = (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile, msgspec.DecodeError)
 
@@ -43,7 +45,8 @@ class _Head(msgspec.Struct):
     plan_stamp: Stamp
     paths: list[str]
     names: list[str]  # of all columns, in order
-    texts: dict[str, list[str | None]]  # column -> its values
+    texts: dict[str, list[str]]  # column -> its values
+    common: list[str]  # columns that hold one value for each cell or teacher
     notes: list[str]
 
 
@@ -63,7 +66,7 @@ def load(store: Path, plan_name: str, plan_stamp: Stamp) -> pd.DataFrame | None:
                 return None
             if not np.array_equal(_array(stamps_of(store, head.paths)), file["stamps"]):
                 return None
-            return _table(head, file["codes"], file["numbers"])
+            return _table(head, {name: file[name] for name in _ARRAYS})
     except _NOT_OURS:
         return None  # not there, torn, or not ours: it is made anew
 
@@ -76,15 +79,24 @@ def save(
     runs = table["run_id"].nunique()
     if runs < KEPT_FROM_RUNS or newest > time.time_ns() - _TICK_NS:
         return
-    texts: dict[str, list[str | None]] = {}
-    codes, numbers = [], []
+    texts: dict[str, list[str]] = {}
+    common: list[str] = []
+    arrays: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in _ARRAYS[1:]}
+    first = _first_rows(table)
+    line_of = np.cumsum(np.isin(np.arange(len(table)), first)) - 1
     for name in table.columns:
-        if table[name].dtype == object:
-            code, values = pd.factorize(table[name].to_numpy(), use_na_sentinel=True)
-            texts[name] = [str(value) for value in values]
-            codes.append(code.astype(np.int32))
-        else:
-            numbers.append(table[name].to_numpy(dtype=np.float64))
+        values = table[name].to_numpy()
+        kind = "codes" if values.dtype == object else "numbers"
+        bits = values if kind == "codes" else values.view(np.int64)  # NaN is no number, but the same bits
+        is_common = bool((bits == bits[first][line_of]).all())
+        if is_common:
+            values = values[first]
+            common.append(name)
+        if kind == "codes":
+            values, known = pd.factorize(values, use_na_sentinel=True)
+            texts[name] = [str(value) for value in known]
+            values = values.astype(np.int32)
+        arrays[f"common_{kind}" if is_common else kind].append(values)
     head = _Head(
         format=FORMAT,
         code_sha256=_code_sha256(),
@@ -94,6 +106,7 @@ def save(
         paths=list(stamps),
         names=[str(name) for name in table.columns],
         texts=texts,
+        common=common,
         notes=list(table.attrs.get("notes", [])),
     )
     buffer = io.BytesIO()
@@ -101,8 +114,8 @@ def save(
         buffer,
         head=np.frombuffer(msgspec.json.encode(head), dtype=np.uint8),
         stamps=_array(stamps.values()),
-        codes=np.array(codes),
-        numbers=np.array(numbers),
+        line_of=line_of.astype(np.int32),
+        **{name: np.array(columns) for name, columns in arrays.items()},
     )
     try:
         write_atomically(cache_path(store, plan_name), buffer.getvalue())
@@ -111,14 +124,29 @@ def save(
         table.attrs["notes"] = notes
 
 
-def _table(head: _Head, codes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> pd.DataFrame:
-    # -1, what is missing, takes the last value.
-    texts = {
-        name: np.array([*values, None], dtype=object)[code]
-        for (name, values), code in zip(head.texts.items(), codes, strict=True)
-    }
-    names = [name for name in head.names if name not in head.texts]
-    table = frame(texts, dict(zip(names, numbers, strict=True)))
+def _first_rows(table: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """Places of the first row of each cell or teacher, whose rows follow each other."""
+    starts = np.zeros(len(table), dtype=bool)
+    starts[:1] = True
+    for name in ("role", "cell_id", "run_id"):
+        values = table[name].to_numpy()
+        starts[1:] |= values[1:] != values[:-1]
+    return np.flatnonzero(starts)
+
+
+def _table(head: _Head, arrays: dict[str, np.ndarray[Any, Any]]) -> pd.DataFrame:
+    texts, numbers = {}, {}
+    line_of, next_of = arrays["line_of"], {name: iter(arrays[name]) for name in _ARRAYS[1:]}
+    for name in head.names:
+        is_common = name in head.common
+        kind = "codes" if name in head.texts else "numbers"
+        values = next(next_of[f"common_{kind}" if is_common else kind])
+        if kind == "numbers":
+            numbers[name] = values[line_of] if is_common else values
+            continue
+        known = np.array([*head.texts[name], None], dtype=object)[values]  # -1, what is missing, is the last
+        texts[name] = known[line_of] if is_common else known
+    table = frame(texts, numbers)
     if list(table.columns) != head.names:
         table = table[head.names]
     if head.notes:

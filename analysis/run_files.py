@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
@@ -25,8 +25,7 @@ Stamp = tuple[int, int, int]
 ABSENT: Stamp = (-1, -1, -1)
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
+class RunRecord(NamedTuple):
     """What the files of one run say. `state` is done, missing, failed or diverged."""
 
     run: PlannedRun
