@@ -110,13 +110,12 @@ def save(
         notes=list(table.attrs.get("notes", [])),
     )
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        head=np.frombuffer(msgspec.json.encode(head), dtype=np.uint8),
-        stamps=_array(stamps.values()),
-        line_of=line_of.astype(np.int32),
-        **{name: np.array(columns) for name, columns in arrays.items()},
-    )
+    parts: dict[str, Any] = {
+        "head": np.frombuffer(msgspec.json.encode(head), dtype=np.uint8),
+        "stamps": _array(stamps.values()),
+        "line_of": line_of.astype(np.int32),
+    } | {name: np.array(columns) for name, columns in arrays.items()}
+    np.savez(buffer, **parts)
     try:
         write_atomically(cache_path(store, plan_name), buffer.getvalue())
     except (DiskFailed, OSError) as problem:

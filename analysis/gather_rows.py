@@ -177,7 +177,9 @@ class _Units:
         parameters = None if spec.arm == "raw" else self._encoder(record)
         about = (run.run_id, self.ids[run.run_id], spec.label, spec.data.name, spec.steps, parameters)
         if result is None or cost is None:
-            found = (None,) * (1 + len(_OF_RESULT) + len(CONVENTIONS) * len(Way._fields) + len(self._parts))
+            found: tuple[Any, ...] = (None,) * (
+                1 + len(_OF_RESULT) + len(CONVENTIONS) * len(Way._fields) + len(self._parts)
+            )
         else:
             wall_s = result.train_wall_s
             hours = None if wall_s is None or record.gpus is None else wall_s * record.gpus / 3600
@@ -279,6 +281,7 @@ class _Scores:
             self.lines.append((run_id, None, None, None, None, record.state, reason, *nothing))
 
     def _by_key(self, found: ProbeResult, run_id: str) -> dict[tuple[str, str, str], ProbeScore]:
+        scores: dict[tuple[str, str, str], ProbeScore]
         scores = {(score.kind, score.label, score.frames): score for score in found.scores}
         if len(scores) == len(found.scores):
             return scores

@@ -113,14 +113,16 @@ class RunFiles:
         except (UserError, OSError):
             self.unreadable_environments.append(str(self.store / path))
             return None
-        attempts = found.attempts if found is not None else []
+        attempts = [] if found is None else found.attempts
         kinds = {
             (attempt.hardware is None, attempt.hardware == "cpu", attempt.processes) for attempt in attempts
         }
         if len(kinds) != 1:
             return None
         unknown, on_cpu, processes = kinds.pop()
-        return None if unknown or on_cpu or processes is None else int(processes)
+        if unknown or on_cpu or processes is None or not processes.isdecimal():
+            return None
+        return int(processes)
 
     def _read(self, path: str, decoder: msgspec.json.Decoder[T]) -> T | None:
         """Decode a file strictly; None if it is not there.
