@@ -13,14 +13,14 @@ import pandas as pd
 
 from analysis.foreign_columns import DERIVED, Source, sources
 from analysis.foreign_file import RawTable, read_file
-from analysis.table_columns import SCORE_KEY, TEXT, typed
+from analysis.table_columns import NUMBERS, SCORE_KEY, TEXT, typed
 from salt.errors import UserError
 
 #: The name for the published numbers of the SALT paper.
 PUBLISHED = "salt2025"
 #: Written by people where there is no value.
 _MISSING = frozenset(["", "na", "n/a", "null", "none", "-", "–"])
-_NUMBERS = {
+_COLUMN_OF = {
     "compute": "total_flops",
     "size": "parameters",
     "data": "clips_seen",
@@ -86,18 +86,18 @@ def _published(columns: str | None) -> pd.DataFrame:
 
 
 def _gathered(raw: RawTable, columns: str | None) -> pd.DataFrame:
-    """A table that `salt-analyze gather` wrote, as it was."""
+    """A table that `salt-analyze gather` wrote, as it was, without columns that no other table has."""
     if columns:
         raise UserError(f"{raw.path}: it was written by salt-analyze gather: leave --columns out")
     reader = _Reader(raw, None)
-    table = pd.DataFrame(
-        {
-            name: reader.texts(Source(columns=(name,)), None)
-            if name in TEXT
-            else reader.numbers(Source(columns=(name,)))
-            for name in raw.columns
-        }
-    )
+    there = {}
+    for name in raw.columns:
+        source = Source(columns=(name,))
+        if name in TEXT:
+            there[name] = pd.Series(reader.texts(source, None), dtype=object)
+        elif name in NUMBERS or name.startswith("flops_"):
+            there[name] = pd.Series(reader.numbers(source))
+    table = pd.DataFrame(there)
     table = typed(table)
     table.loc[(table["role"] == "cell") & table["variant"].isna(), "variant"] = ""
     return table
@@ -120,7 +120,7 @@ class _Reader:
                 f"metric=COLUMN or loss=COLUMN (it has {', '.join(raw.columns)})"
             )
         table = pd.DataFrame(index=range(len(raw.places)))
-        for name, column in _NUMBERS.items():
+        for name, column in _COLUMN_OF.items():
             source = found.get(name)
             table[column] = (
                 self.numbers(source) if source is not None and source.columns else np.full(len(table), np.nan)
@@ -132,7 +132,7 @@ class _Reader:
         self._derive(table, found)
         for name in ("metric", "teacher_metric"):
             if name in found:
-                table[_NUMBERS[name]] = self._shares(table[_NUMBERS[name]], found[name])
+                table[_COLUMN_OF[name]] = self._shares(table[_COLUMN_OF[name]], found[name])
         self._state(table, found)
         self._identify(table, found)
         table = typed(self._without_copies(table))
@@ -211,8 +211,8 @@ class _Reader:
                     f"--columns {name}={source.formula}: {self.raw.path} gives no "
                     f"{' and no '.join(lacking)}; name the column, such as {lacking[0]}=COLUMN"
                 )
-            first, second = (table[_NUMBERS[part]] for part in parts)
-            table[_NUMBERS[name]] = 6 * first * second if name == "compute" else first / (6 * second)
+            first, second = (table[_COLUMN_OF[part]] for part in parts)
+            table[_COLUMN_OF[name]] = 6 * first * second if name == "compute" else first / (6 * second)
             self.notes.append(f"{name} was computed as {source.formula}, with C, N and D in the file's units")
 
     # --- what a row is ----------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class _Reader:
         failed = np.zeros(len(table), dtype=bool)
         asked = [name for name in ("metric", "loss", "compute", "size", "data") if name in found]
         for name in asked:
-            values = table[_NUMBERS[name]].to_numpy()
+            values = table[_COLUMN_OF[name]].to_numpy()
             written = self._written(found[name])
             for row in np.flatnonzero(~np.isfinite(values)):
                 if written is not None and written[row]:
@@ -232,7 +232,7 @@ class _Reader:
                 else:
                     reasons[row].append(f"no {name}")
         results = [name for name in ("metric", "loss") if name in found]
-        no_result = ~np.logical_or.reduce([np.isfinite(table[_NUMBERS[name]]) for name in results])
+        no_result = ~np.logical_or.reduce([np.isfinite(table[_COLUMN_OF[name]]) for name in results])
         lost = failed | no_result
         if "compute" in found:
             lost |= ~np.isfinite(table["total_flops"].to_numpy())

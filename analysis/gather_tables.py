@@ -46,7 +46,7 @@ def write_parquet(table: pd.DataFrame, path: Path) -> Path:
     arrays = []
     for name in table.columns:
         column = table[name]
-        if column.dtype == object:
+        if not pd.api.types.is_numeric_dtype(column):
             arrays.append(arrow.array(column, type=arrow.string(), from_pandas=True))
         elif name in COUNTS and bool((column.isna() | column.map(is_whole)).all()):
             arrays.append(arrow.array(column.astype("Int64"), type=arrow.int64(), from_pandas=True))

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from pandas.testing import assert_frame_equal
 
 from analysis.cli import main
 from analysis.foreign import notes, read_table
@@ -165,3 +166,12 @@ def test_without_pyarrow_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest
         main(["gather", "--store", str(tmp_path), "--parquet"])
     with pytest.raises(UserError, match="or use CSV"):
         read_table(write(tmp_path, "x", "results.parquet"))
+
+
+def test_the_published_numbers_are_gathered_and_come_back(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    assert main(["gather", "--table", "salt2025", "--out", str(tmp_path), "--parquet"]) == 0
+    published = read_table("salt2025")
+    for name in ("gathered.csv", "gathered.parquet"):
+        again = read_table(str(tmp_path / name))
+        assert_frame_equal(again[[*TEXT, *NUMBERS]], published[[*TEXT, *NUMBERS]], check_exact=True)
