@@ -14,6 +14,7 @@ COMMANDS = (
     "gather",
     "pareto",
     "weak_teacher",
+    "allocation",
     "fit",
     "isoflop",
     "suggest",
