@@ -115,7 +115,7 @@ def share_curves(
         variant=rows["variant"].fillna(""),
     )
     rows = rows[rows["budget"].notna()]
-    found = []
+    found: list[Curve] = []
     for key, group in rows.groupby([*PLACE, "budget"], sort=True, dropna=False):
         good = group[group["usable"]]
         if good.empty:
@@ -249,7 +249,7 @@ def behind_best(values: Array, n_report: Array, best: int) -> Behind:
         if error > 1e-12:
             errors[:] = error
             quantile, basis = float(special.stdtrit(degrees, 0.5 + T_LEVEL / 2)), "seeds"
-    elif np.isfinite(n_report).all() and (n_report > 0).all():
+    elif m > 1 and np.isfinite(n_report).all() and (n_report > 0).all():
         variance = np.clip(means * (1 - means), 0, None) / n_report
         errors = np.sqrt(variance + variance[best])
         quantile, basis = float(special.ndtri(0.5 + T_LEVEL / 2)), "report clips"
@@ -272,11 +272,13 @@ def behind_best(values: Array, n_report: Array, best: int) -> Behind:
 def _optimum(curve: Curve, best: int) -> dict[str, Any]:
     """Intervals of the best share, and the quadratic's optimum where it has one."""
     drawn = curve.draws.drawn
-    low, high = bounds(curve.shares[np.argmax(drawn, axis=1)]) if len(drawn) else (math.nan, math.nan)
-    found = {"low": low, "high": high, "optimum": math.nan, "optimum_low": math.nan} | {
-        "optimum_high": math.nan,
-        "interior_probability": math.nan,
-    }
+    low, high = (
+        bounds(curve.shares[np.argmax(drawn, axis=1)])
+        if len(drawn) and len(curve.shares) > 1
+        else (math.nan, math.nan)
+    )
+    names = ("optimum", "optimum_low", "optimum_high", "interior_probability")
+    found: dict[str, Any] = {"low": low, "high": high} | dict.fromkeys(names, math.nan)
     if len(curve.shares) < LEAST_FOR_QUADRATIC:
         return found
     point, inside = quadratic_optimum(curve.shares, curve.draws.means[None])

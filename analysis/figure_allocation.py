@@ -231,7 +231,7 @@ def _line(axes: Axes, rows: pd.DataFrame, look: dict[str, Any], shift: float) ->
             x[chosen], y[chosen], marker=look["marker"], s=20, facecolors=[face], edgecolors=[look["color"]],
             linewidths=0.9, zorder=3,
         )  # fmt: skip
-    best = rows["best"]
+    best = rows["best"] & (len(rows) > 1)
     axes.scatter(x[best], y[best], s=75, facecolors="none", edgecolors="#222222", linewidths=0.8, zorder=4)
 
 
@@ -245,6 +245,7 @@ def _best(axes: Axes, result: Allocation, label: str, kind: str, key: _Key) -> N
     unit = str(optima["unit"].iloc[0]) if len(optima) else "FLOPs"
     axes.set_xlabel(f"budget ({unit})", fontsize=6.8)
     if optima.empty:
+        axes.set(xticks=[], yticks=[])
         empty_note(axes, "one share per budget")
         return
     axes.set(xscale="log", yscale="log")
@@ -291,7 +292,7 @@ def _draw_overlay(axes: Axes, overlay: Overlay) -> None:
     shown = points[points.groupby([*PLACE, "budget"], dropna=False)["share"].transform("nunique") > 1]
     first = shown.iloc[0]
     _axes_of_shares(axes, f"{overlay.name}: {first['label']}, {first['teacher']} > {first['student']}")
-    for place, (budget, rows) in enumerate(shown.groupby("budget", sort=True)):
+    for place, (_, rows) in enumerate(shown.groupby("budget", sort=True)):
         rows = rows.sort_values("share")
         error = 100 * np.sqrt(rows["mean"] * (1 - rows["mean"]) / rows["n_report"])
         grey = ("#999999", "#666666", "#222222")[min(place, 2)]

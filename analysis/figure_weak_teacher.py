@@ -38,6 +38,8 @@ from analysis.weak_teacher import student_teacher_pairs, teacher_student_table
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 #: At most this many lines of the table are drawn; the CSV has them all.
 MAXIMUM_TABLE_ROWS = 18
+#: At most this many budgets stand in the legend.
+MAXIMUM_BUDGETS = 6
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,14 @@ class _Key:
         place = self.budgets.index(budget) / max(1, len(self.budgets) - 1)
         return matplotlib.colormaps["viridis_r"](0.12 + 0.8 * place)
 
+    def shown_budgets(self) -> list[float]:
+        """All budgets, or of many the ends and some between: the colours run from light to dark."""
+        count = len(self.budgets)
+        if count <= MAXIMUM_BUDGETS:
+            return self.budgets
+        places = [round(i * (count - 1) / (MAXIMUM_BUDGETS - 1)) for i in range(MAXIMUM_BUDGETS)]
+        return [self.budgets[place] for place in places]
+
     def legend(self) -> tuple[list[Line2D], list[str]]:
         handles = [Line2D([], [], ls="", marker=self.marker(t), color="#444444", ms=5) for t in self.teachers]
         names = [f"teacher {printable(t)}" for t in self.teachers]
@@ -133,7 +143,7 @@ class _Key:
                 Line2D([], [], ls="", marker="o", mfc="none", color="#444444", ms=self.area(student) ** 0.5)
             )
             names.append(f"student {printable(student)}")
-        for budget in self.budgets:
+        for budget in self.shown_budgets():
             handles.append(Line2D([], [], ls="", marker="o", color=self.colour(budget), ms=5))
             names.append(f"{flops_text(budget)} FLOPs")
         return handles, names
@@ -275,7 +285,8 @@ def _draw_table(axes: Axes, lines: list[tuple[str, dict[str, pd.Series]]], key: 
         empty_note(axes, "no student with a frozen teacher")
         return
     students = key.students
-    first = 0.24
+    longest = max(len(name) for name, _ in lines)
+    first = 0.24 if longest < 19 else 0.32
     width = (1 - first) / len(students)
     height = len(lines)
     axes.set(xlim=(0, 1), ylim=(height, -1.6))
@@ -288,15 +299,14 @@ def _draw_table(axes: Axes, lines: list[tuple[str, dict[str, pd.Series]]], key: 
         axes.text(
             x,
             -1.15,
-            f"student {printable(student)}",
+            f"{'student ' if len(students) < 4 else ''}{printable(student)}",
             fontsize=6.5,
             ha="center",
             va="center",
             fontweight="bold",
         )
-        axes.text(
-            x, -0.4, "mean±sd (n)  Δteacher | Δpixel", fontsize=5.2, ha="center", va="center", color="#333333"
-        )
+        what = "mean±sd (n)  Δteacher | Δpixel" if len(students) < 4 else "(n) Δt. | Δp."
+        axes.text(x, -0.4, what, fontsize=5.2, ha="center", va="center", color="#333333")
     for line, (name, found) in enumerate(lines):
         axes.text(
             0, line + 0.5, printable(textwrap.shorten(name, 26, placeholder="…")), fontsize=6.2, va="center"
@@ -317,6 +327,9 @@ def _draw_cell(
     columns: int,
 ) -> None:
     if row is None:
+        axes.add_patch(
+            Rectangle((x, line), width, 1, facecolor="white", edgecolor="#CCCCCC", hatch="////", lw=0.4)
+        )
         return
     # Pale enough at both ends for black text.
     face = "#EEEEEE" if pd.isna(row["gap"]) else colours(0.5 + 0.55 * (float(norm(row["gap"])) - 0.5))

@@ -10,6 +10,8 @@ import pandas as pd
 from analysis.allocation import Allocation, allocation
 from analysis.pareto import COST_TOLERANCE, arm_rows
 from analysis.reference import CITATION
+from analysis.regime import regimes, teacher_points
+from analysis.weakest import weakest_teachers
 
 #: The paper's average over four tasks, in which its ablations are given.
 LABEL = "avg4"
@@ -84,17 +86,31 @@ def allocation_statements(table: pd.DataFrame, result: Allocation | None = None)
     return lines
 
 
-def teacher_statements(pairs: pd.DataFrame) -> list[str]:
-    """On students and teachers: how many passed, and what the largest difference between students is for the
-    largest between their teachers. `pairs` is `analysis.weak_teacher.student_teacher_pairs(table)`.
+def teacher_statements(table: pd.DataFrame, within: float = 0.005) -> list[str]:
+    """On students and teachers at equal student steps: how many passed, and how much the teacher matters.
+
+    Teachers that are students themselves are left out of the weakest one that will do.
     """
-    rows = pairs[pairs["label"] == LABEL]
-    if rows.empty:
-        return []
-    teachers, students = rows["teacher_accuracy"], rows["student_accuracy"]
-    return [
-        f"{CITATION}: {int(rows['passed'].sum())} of {len(rows)} students passed their teacher in the mean "
-        f"of four tasks; teachers from {100 * teachers.min():.1f} to {100 * teachers.max():.1f} % gave "
-        f"students from {100 * students.min():.1f} to {100 * students.max():.1f} %, over several student sizes and "
-        "lengths; one seed each"
+    rows = table[table["label"] == LABEL]
+    points = teacher_points(rows)
+    passed = int((points["student_mean"] > points["teacher_mean"]).sum())
+    lines = [
+        f"{CITATION}: {passed} of {len(points)} students passed their teacher in the mean of four tasks; "
+        "one seed each"
     ]
+    for row in regimes(points).itertuples():
+        if row.teachers > 2:
+            lines.append(
+                f"{CITATION}: over {row.teachers} teachers that differ by {100 * row.teacher_range:.1f} "
+                f"points, students {row.student} of {row.compute} differ by {100 * row.student_range:.1f}; "
+                f"slope {row.slope:.2f} [{row.slope_low:.2f}, {row.slope_high:.2f}]: {row.regime}"
+            )
+    single = points[~points["variant"].str.contains("is a student")]
+    for row in weakest_teachers(single, within).itertuples():
+        lines.append(
+            f"{CITATION}: of pixel teachers the weakest within {100 * within:g} points of the best student "
+            f"{row.student} of {row.compute} ({100 * row.best_student:.1f} %, teacher {row.best} of "
+            f"{100 * row.best_accuracy:.1f} %) is {row.weakest} of {100 * row.weakest_accuracy:.1f} %; in "
+            f"{100 * row.probability:.0f} % of draws of the report clips"
+        )
+    return lines
