@@ -71,12 +71,18 @@ def weak_teacher_data(table: pd.DataFrame, frames: str = "ordered") -> WeakTeach
 
 def weak_teacher_panels(data: WeakTeacherData) -> list[tuple[str, str]]:
     """(label, kind) for which the plan has students with teachers; linear before knn before attentive."""
-    order = {"linear": 0, "knn": 1, "attentive": 2}
+    order = list(PROBE_NAMES)
     found = dict.fromkeys(zip(data.cells["label"], data.cells["kind"], strict=True))
     # Labels whose students gain most over their teachers come first: they are what the figure is about.
     # A label without any gap comes last.
     gaps = data.cells.dropna(subset=["gap"]).groupby("label")["gap"].mean().to_dict()
-    return sorted(found, key=lambda pair: (-gaps.get(pair[0], float("-inf")), pair[0], order[pair[1]]))
+
+    def place(pair: tuple[str, str]) -> tuple[float, str, int, str]:
+        label, kind = pair
+        rank = order.index(kind) if kind in order else len(order)  # kinds of other projects
+        return -gaps.get(label, float("-inf")), label, rank, kind
+
+    return sorted(found, key=place)
 
 
 def write_weak_teacher(table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -153,7 +159,8 @@ def draw_scatters(data: WeakTeacherData, wanted: list[tuple[str, str]]) -> Figur
     """All scatters on one page: a row per label, a column per probe."""
     with style():
         labels = list(dict.fromkeys(label for label, _ in wanted))
-        kinds = [kind for kind in PROBE_NAMES if kind in {k for _, k in wanted}]
+        there = dict.fromkeys(kind for _, kind in wanted)
+        kinds = [*(kind for kind in PROBE_NAMES if kind in there), *sorted(there.keys() - PROBE_NAMES.keys())]
         rows, columns = max(1, len(labels)), max(1, len(kinds))
         width = max(COLUMN_IN, PAGE_IN * min(columns, 3) / 3)
         key = _Key.of(data)

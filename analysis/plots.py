@@ -142,7 +142,7 @@ def printable(text: object) -> str:
 
 def panel_title(axes: Axes, label: str, kind: str) -> None:
     """`label, probe` above a panel, cut and made smaller where a long name would run into its neighbour."""
-    text = f"{printable(textwrap.shorten(label, 24, placeholder='…'))}, {PROBE_NAMES[kind]}"
+    text = f"{printable(textwrap.shorten(label, 24, placeholder='…'))}, {PROBE_NAMES.get(kind, kind)}"
     axes.set_title(text, loc="left", fontsize=max(5.0, min(8.0, 8.0 * 34 / len(text))))
 
 

@@ -45,6 +45,7 @@ def teacher_points(table: pd.DataFrame, frames: str = "ordered") -> pd.DataFrame
     """
     rows = arm_rows(table).dropna(subset=["kind"])
     rows = rows[(rows["frames"] == frames) & rows["teacher_run_id"].notna() & usable(rows)]
+    rows = rows.assign(own_flops=student_compute(rows))
     rows = rows[np.isfinite(rows["teacher_accuracy"]) & np.isfinite(rows["own_flops"])]
     if rows.empty:
         return pd.DataFrame(columns=POINT_COLUMNS)
@@ -96,6 +97,22 @@ def mean_error(values: Array, n_report: float) -> float:
         return float(values.std(ddof=1) / math.sqrt(len(values)))
     rate = float(values[0])
     return math.sqrt(max(rate * (1 - rate), 0.0) / n_report) if n_report > 0 else math.nan
+
+
+def student_compute(rows: pd.DataFrame) -> pd.Series:
+    """What students spent themselves, in FLOPs: `own_flops`; results of other projects that do not say it have
+    the total less the teacher's share, or nothing.
+    """
+    rest = rows["total_flops"] * (1 - rows["teacher_share"])
+    return rows["own_flops"].where(rows["own_flops"].notna(), rest)
+
+
+def without_compute(table: pd.DataFrame, frames: str = "ordered") -> int:
+    """Scores of students whose teacher's accuracy is known, but not what they spent themselves."""
+    rows = arm_rows(table)
+    rows = rows[(rows["frames"] == frames) & rows["teacher_run_id"].notna() & usable(rows)]
+    known = np.isfinite(rows["teacher_accuracy"])
+    return int((known & ~np.isfinite(student_compute(rows))).sum())
 
 
 def with_compute(rows: pd.DataFrame) -> pd.DataFrame:

@@ -111,6 +111,22 @@ def test_equal_compute_is_within_2_percent_of_the_least() -> None:
     assert list(equal_within(values)) == [1, 0, 0, 1, 2, 1]
 
 
+def test_students_of_unknown_compute_are_counted_and_not_guessed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["arm,C,acc,student,teacher,teacher_accuracy,share"]
+    lines += [
+        f"d,1e18,{0.5 + 0.1 * t},s,t{t},{0.3 + 0.1 * t},{share}" for t, share in enumerate((0.2, 0.2, ""))
+    ]
+    (tmp_path / "other.csv").write_text("\n".join(lines))
+    argv = ["weak-teacher", "--table", str(tmp_path / "other.csv"), "--out", str(tmp_path / "out"), "--json"]
+    assert main(argv) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [row["compute"] for row in data["regimes"]] == ["8e17 FLOPs"]
+    assert data["regimes"][0]["teachers"] == 2
+    assert any(line.startswith("1 scores of students are in no group") for line in data["statements"])
+
+
 # --- turning point --------------------------------------------------------------------------------
 
 

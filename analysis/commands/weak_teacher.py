@@ -34,7 +34,7 @@ def run(job: Job) -> None:
     from analysis.published import LABEL, teacher_statements
     from analysis.records import records
     from analysis.reference import NAME, reference_table
-    from analysis.regime import regimes, teacher_points
+    from analysis.regime import regimes, teacher_points, without_compute
     from analysis.regime_text import regime_sentences, regime_table
     from analysis.tables import weak_teacher_table
     from analysis.turning import turning_points
@@ -66,6 +66,12 @@ def run(job: Job) -> None:
     paths = write_weak_teacher(table, out / "figures")
     paths += write_regime(found, out / "figures", overlay)
     lines = regime_sentences(found.regimes, found.turns, found.weakest, within)
+    unknown = without_compute(table)
+    if unknown:
+        lines.append(
+            f"{unknown} scores of students are in no group of equal student compute: the table says neither "
+            "what they spent themselves nor their teacher's share"
+        )
     if published is not None and (published["label"] == LABEL).any():
         lines += teacher_statements(published, within)
     if options.json:
