@@ -37,6 +37,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (3, 1, 1, 1)))
 #: At most this many lines of the surface are drawn; the CSV has them all.
 MAXIMUM_ROWS = 16
+#: At most this many groups of students are drawn: those with most teachers, then of the largest compute.
+MAXIMUM_GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ def draw_regime(
         surface = _lines(_of(data.surface, label, kind))
         hidden = max(0, len(surface) - MAXIMUM_ROWS)
         surface = surface[hidden:]
-        groups = [group for _, group in points.groupby(GROUP, sort=False)]
+        groups, left_out = _chosen([group for _, group in points.groupby(GROUP, sort=False)])
         handles, names = _legend(groups)
-        caption = wrapped(_caption(data, points, hidden, overlay), COLUMN_IN)
+        caption = wrapped(_caption(data, points, hidden, left_out, overlay), COLUMN_IN)
         scatter_in, overlay_in = 2.7, 2.3 if overlay else 0.0
         legend_in = 0.15 * -(-len(handles) // 2) + 0.08
         surface_in = 0.5 + 0.19 * max(1, len(surface))
@@ -107,6 +109,16 @@ def draw_regime(
             _draw_overlay(stripes[3].subplots(), *overlay)
         stripes[-1].text(0.012, 0.03 / foot_in, caption, fontsize=6, va="bottom", ha="left", color="#333333")
         return figure
+
+
+def _chosen(groups: list[pd.DataFrame]) -> tuple[list[pd.DataFrame], int]:
+    """Groups to draw, in their order, and how many are left out."""
+
+    def rank(place: int) -> tuple[int, float]:
+        return -len(groups[place]), -float(groups[place]["compute_flops"].iloc[0])
+
+    kept = sorted(sorted(range(len(groups)), key=rank)[:MAXIMUM_GROUPS])
+    return [groups[place] for place in kept], len(groups) - len(kept)
 
 
 def _of(rows: pd.DataFrame, label: str, kind: str) -> pd.DataFrame:
@@ -289,7 +301,11 @@ def _draw_surface(axes: Axes, lines: list[tuple[str, str, dict[str, pd.Series]]]
 
 
 def _caption(
-    data: RegimeData, points: pd.DataFrame, hidden: int, overlay: tuple[str, pd.DataFrame] | None
+    data: RegimeData,
+    points: pd.DataFrame,
+    hidden: int,
+    left_out: int,
+    overlay: tuple[str, pd.DataFrame] | None,
 ) -> str:
     about = data.about
     one_seed = bool((points["n"] == 1).all()) if len(points) else False
@@ -310,6 +326,8 @@ def _caption(
         f". Ring: weakest teacher whose student is within {100 * data.within:g} points of the best of its "
     )
     text += f"line. Hatched: not run or no score. Report clips: {shown}."
+    if left_out:
+        text += f" {left_out} more groups of students (fewer teachers or less compute) only in the CSV files."
     if hidden:
         lines = "1 line" if hidden == 1 else f"{hidden} lines"
         text += f" {lines} of less student compute only in the CSV file."

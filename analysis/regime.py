@@ -54,6 +54,11 @@ def teacher_points(table: pd.DataFrame, frames: str = "ordered") -> pd.DataFrame
     for key, group in rows.groupby([*GROUP, "teacher", "variant", "config_id", "budget_flops"], sort=True):
         found.append(dict(zip(GROUP, key[:6], strict=True)) | _point(group.sort_values("seed"), key[6:]))
     points = pd.DataFrame(found, columns=POINT_COLUMNS)
+    # The same size twice at one student compute: small share of a large budget, large share of a small one.
+    twice = points.duplicated([*GROUP, "teacher_name"], keep=False)
+    points.loc[twice, "teacher_name"] += points.loc[twice, "budget_flops"].map(
+        lambda budget: f", budget {flops_text(budget)}"
+    )
     order = [*GROUP[:4], "parameters", "student", "compute_flops", "teacher_mean", "teacher_name"]
     return points.sort_values(order, kind="stable").reset_index(drop=True)
 
@@ -100,7 +105,7 @@ def mean_error(values: Array, n_report: float) -> float:
 
 
 def student_compute(rows: pd.DataFrame) -> pd.Series:
-    """What students spent themselves, in FLOPs: `own_flops`; results of other projects that do not say it have
+    """What students spent themselves, in FLOPs: `own_flops`; results of other projects that lack it have
     the total less the teacher's share, or nothing.
     """
     rest = rows["total_flops"] * (1 - rows["teacher_share"])

@@ -60,6 +60,12 @@ def regime_sentences(
     for regime, turn in zip(regimes.itertuples(), turns.itertuples(), strict=True):
         if regime.teachers > 1:
             lines.append(f"{_place(regime)}: {_regime(regime)}{_turn(turn)}")
+    several = int(regimes["slope_low"].notna().sum())
+    if several > 1:
+        lines.append(
+            f"{several} intervals of 95 % for slopes, not corrected for their number: about "
+            f"{0.05 * several:.1f} of them miss the truth by chance"
+        )
     lines += [f"{_place(row)}: {_weakest(row, within)}" for row in weakest.itertuples()]
     alone = int((regimes["teachers"] == 1).sum())
     if alone:
