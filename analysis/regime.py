@@ -56,9 +56,10 @@ def teacher_points(table: pd.DataFrame, frames: str = "ordered") -> pd.DataFrame
     points = pd.DataFrame(found, columns=POINT_COLUMNS)
     # The same size twice at one student compute: small share of a large budget, large share of a small one.
     twice = points.duplicated([*GROUP, "teacher_name"], keep=False)
-    points.loc[twice, "teacher_name"] += points.loc[twice, "budget_flops"].map(
-        lambda budget: f", budget {flops_text(budget)}"
-    )
+    points["teacher_name"] = [
+        f"{row.teacher_name}, budget {flops_text(row.budget_flops)}" if again else row.teacher_name
+        for row, again in zip(points.itertuples(), twice, strict=True)
+    ]
     order = [*GROUP[:4], "parameters", "student", "compute_flops", "teacher_mean", "teacher_name"]
     return points.sort_values(order, kind="stable").reset_index(drop=True)
 

@@ -279,3 +279,11 @@ def test_command_says_regime_and_weakest_teacher(tmp_path: Path, capsys: pytest.
     for bad in ("nan", "-1"):
         with pytest.raises(UserError, match="--within"):
             main([*argv, "--within", bad])
+
+
+def test_two_budgets_at_one_student_compute_are_two_teachers_by_name() -> None:
+    table = pair_table([[0.4], [0.5]], [[0.6], [0.7]])
+    table = table.assign(teacher="t", budget_flops=[1e19, 2e19])
+    assert list(teacher_points(table)["teacher_name"]) == ["t, budget 1e19", "t, budget 2e19"]
+    both = weakest_teachers(teacher_points(table), 0.2, draws=50).iloc[0]
+    assert both["weakest"] == "t, budget 1e19"
