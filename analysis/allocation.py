@@ -19,7 +19,7 @@ from scipy import special
 from analysis.intervals import LEVEL as T_LEVEL
 from analysis.intervals import holm
 from analysis.pareto import arm_rows, usable
-from analysis.seed_draws import DRAWS, Draws, bounds, by_seed, draw_means
+from analysis.seed_draws import DRAWS, Draws, block_spread, bounds, by_seed, draw_means
 
 Array = NDArray[Any]
 #: A curve without its budget.
@@ -242,10 +242,9 @@ def behind_best(values: Array, n_report: Array, best: int) -> Behind:
     m, n = len(means), whole.shape[1]
     error, quantile, basis = math.nan, math.nan, "none"
     errors = np.full(m, math.nan)
-    degrees = (m - 1) * (n - 1)
-    if degrees > 0:
-        residual = whole - means[:, None] - whole.mean(axis=0) + whole.mean()
-        error = math.sqrt(2 / n * float((residual**2).sum()) / degrees)
+    spread, degrees = block_spread(whole)
+    if degrees:
+        error = math.sqrt(2 / n) * spread
         if error > 1e-12:
             errors[:] = error
             quantile, basis = float(special.stdtrit(degrees, 0.5 + T_LEVEL / 2)), "seeds"

@@ -1,10 +1,11 @@
-"""What other seeds would have given: draws of the means of several configurations, paired by seed.
+"""What other seeds would have given: draws of the means of several configurations, for comparing them.
 
-With two seeds and more: the seeds are drawn with replacement, the same ones for all configurations, so that
-what a seed does to all of them cancels in differences. Deviations are stretched by sqrt(n / (n - 1)), as
-the plain bootstrap of n values is that much too narrow (Rao and Wu 1988, doi:10.1080/01621459.1988.10478591).
-With one seed there is only the sampling error of the report clips (binomial), taken as independent between
-configurations; on shared clips differences are surer than that.
+A parametric bootstrap, as drawing three seeds with replacement gives intervals far too narrow. With two seeds
+and more each mean varies by the spread that is left when the seed's own level, the same for all
+configurations, is taken out (randomised blocks); the level itself cancels in every comparison and is not
+drawn. The spread is pooled over the configurations and drawn too, by its degrees of freedom. With one seed
+there is only the sampling error of the report clips (binomial), taken as independent between configurations;
+on shared clips differences are surer than that.
 """
 
 from __future__ import annotations
@@ -41,22 +42,40 @@ def by_seed(rows: pd.DataFrame, keys: list[str], value: str = "accuracy") -> pd.
     )
 
 
+def block_spread(values: Array) -> tuple[float, int]:
+    """(standard deviation, degrees of freedom) of accuracies [m, n] around the means of their configuration
+    and seed; NaN and 0 if there are fewer than two of either.
+    """
+    degrees = (values.shape[0] - 1) * (values.shape[1] - 1)
+    if degrees < 1:
+        return float("nan"), 0
+    residual = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    return float(np.sqrt((residual**2).sum() / degrees)), degrees
+
+
 def draw_means(values: Array, n_report: Array, draws: int = DRAWS, rng: int = 0, stream: int = 0) -> Draws:
     """Draws for accuracies [m, seeds] (NaN: not there), `n_report` [m] clips behind each (NaN: not known).
 
-    Only seeds that every configuration has take part in the draws; if they are fewer than two, the clips do.
-    Calls of one `rng` draw the same seeds, so that they stay paired, but clips of their own by `stream`.
+    Only seeds that every configuration has give the spread; if they are fewer than two, the clips do. Calls
+    of one `rng` and different `stream` are independent.
     """
     means = np.nanmean(values, axis=1)
     whole = values[:, np.isfinite(values).all(axis=0)]
     count = whole.shape[1]
-    if count > 1:
-        weights = np.random.default_rng(rng).multinomial(count, np.full(count, 1 / count), size=draws) / count
-        away = (weights @ (whole - whole.mean(axis=1, keepdims=True)).T) * np.sqrt(count / (count - 1))
-        return Draws(means=means, drawn=means + away, source="seeds", seeds=count)
-    if np.isfinite(n_report).all() and (n_report > 0).all():
+    generator = np.random.default_rng([rng, stream])
+    spread, degrees = block_spread(whole)
+    if degrees:
+        pooled = spread * np.sqrt(degrees / generator.chisquare(degrees, draws))
+        seen = np.isfinite(values).sum(axis=1)
+        error = pooled[:, None] / np.sqrt(seen)
+        return Draws(
+            means=means,
+            drawn=means + error * generator.standard_normal((draws, len(means))),
+            source="seeds",
+            seeds=count,
+        )
+    if len(means) > 1 and np.isfinite(n_report).all() and (n_report > 0).all():
         error = np.sqrt(np.clip(means * (1 - means), 0, None) / n_report)
-        generator = np.random.default_rng([rng, 1 + stream])
         drawn = means + error * generator.standard_normal((draws, len(means)))
         return Draws(means=means, drawn=drawn, source="report clips", seeds=count)
     return Draws(means=means, drawn=np.empty((0, len(means))), source="none", seeds=count)

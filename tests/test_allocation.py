@@ -16,7 +16,7 @@ from analysis.allocation_text import allocation_sentences
 from analysis.cli import main
 from analysis.figure_allocation import Overlay, draw_allocation
 from analysis.reference import reference_table
-from analysis.seed_draws import draw_means
+from analysis.seed_draws import block_spread, bounds, draw_means
 from analysis.table_columns import typed
 from tests.synthetic import make_study
 
@@ -164,19 +164,35 @@ def test_one_seed_has_only_the_clips_and_without_them_nothing() -> None:
     assert "no noise is known" in allocation_sentences(unknown)[0]
 
 
-def test_draws_have_the_variance_of_a_mean_over_seeds() -> None:
-    values = np.random.default_rng(5).normal(0.5, 0.03, (2, 4))
-    drawn = draw_means(values, np.full(2, NOTHING), draws=20_000)
-    assert drawn.source == "seeds"
-    assert drawn.drawn.var(axis=0) == pytest.approx(values.var(axis=1, ddof=1) / 4, rel=0.05)
-    # Paired: the covariance is that of the seeds.
-    covariance = np.cov(values)[0, 1] / 4
-    assert np.cov(drawn.drawn.T)[0, 1] == pytest.approx(covariance, rel=0.1, abs=2e-6)
-    assert (
-        draw_means(values, np.full(2, NOTHING), 50).drawn == draw_means(values, np.ones(2), 50).drawn
-    ).all()
-    clips = [draw_means(values[:, :1], np.full(2, 100.0), 50, stream=stream).drawn for stream in (0, 1)]
+def test_differences_of_draws_are_students_t() -> None:
+    values = np.random.default_rng(5).normal(0.5, 0.03, (3, 4)) + np.array([0.0, 0.2, -0.1, 0.1])
+    drawn = draw_means(values, np.full(3, NOTHING), draws=20_000)
+    assert (drawn.source, drawn.seeds) == ("seeds", 4)
+    spread, degrees = block_spread(values)
+    assert degrees == 6
+    away = (drawn.drawn[:, 0] - drawn.drawn[:, 1] - (drawn.means[0] - drawn.means[1])) / (
+        spread * math.sqrt(2 / 4)
+    )
+    assert stats.kstest(away, stats.t(6).cdf).pvalue > 0.01
+    again = draw_means(values + np.array([0.3, 0.0, 0.0, 0.0]), np.full(3, NOTHING), draws=20_000)
+    assert again.drawn - again.means == pytest.approx(drawn.drawn - drawn.means)  # a seed's level cancels
+    clips = [draw_means(values[:, :1], np.full(3, 100.0), 50, stream=stream).drawn for stream in (0, 1)]
     assert (clips[0] != clips[1]).all()
+
+
+def test_intervals_of_the_optimum_hold_it_as_often_as_they_say() -> None:
+    """Nominal 90 %, three seeds, over 400 simulated curves: 87 to 93 %, which is two standard errors."""
+    noise = np.random.default_rng(0)
+    true = 0.15
+    shares = np.array([0.05, 0.1, 0.2, 0.35, 0.6])
+    levels = 0.6 - 0.02 * (special.logit(shares) - special.logit(true)) ** 2
+    hits = 0
+    for index in range(400):
+        values = levels[:, None] + noise.normal(0, 0.01, (5, 3)) + noise.normal(0, 0.02, 3)
+        drawn = draw_means(values, np.full(5, NOTHING), 1000, rng=index).drawn
+        low, high = bounds(quadratic_optimum(shares, drawn)[0])
+        hits += low <= true <= high
+    assert 0.87 <= hits / 400 <= 0.93
 
 
 def test_a_best_share_that_only_follows_the_grid_is_no_trend() -> None:
