@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.pareto import arm_rows
 from analysis.suggest_ask import ask
 from analysis.suggest_points import Point, Prices, RunKey, points_of, prices_of
 from analysis.suggest_questions import Have, Proposal, Question, SeedNoise, Worth, with_runs
@@ -35,7 +36,7 @@ class Suggestion:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What to run next. `left_out` counts points' seeds that failed, which are not proposed again."""
+    """What to run next. `left_out` counts cells that failed or diverged, which are not proposed again."""
 
     question: Question
     label: str
@@ -74,9 +75,15 @@ def suggest(
         noise=noise,
         suggestions=tuple(_choose(asked, points, prices, top)),
         prices=prices,
-        left_out=sum(len(point.lost) for point in points),
+        left_out=_left_out(table, label, kind),
         findings=tuple(findings),
     )
+
+
+def _left_out(table: pd.DataFrame, label: str, kind: str) -> int:
+    rows = arm_rows(table)
+    rows = rows[(rows["label"] == label) & (rows["kind"] == kind) & (rows["frames"] == "ordered")]
+    return int(rows.loc[rows["state"].isin(["failed", "diverged"]), "cell_id"].nunique())
 
 
 def chosen_score(plan: Plan, table: pd.DataFrame) -> tuple[str, str]:

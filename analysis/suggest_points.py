@@ -42,7 +42,8 @@ class Part:
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """A configuration at a budget. `values` are accuracies in points by seed, `planned` seeds that the plan
-    holds and that have no result yet, `lost` those that failed. A point with `new` set is in no plan.
+    holds and that have no result yet, `closed` those that failed or whose probes are not asked for. A point
+    with `new` set is in no plan.
     """
 
     key: PointKey
@@ -57,7 +58,7 @@ class Point:
     parts: tuple[Part, ...]
     values: dict[int, float] = field(default_factory=dict)
     planned: frozenset[int] = frozenset()
-    lost: frozenset[int] = frozenset()
+    closed: frozenset[int] = frozenset()
     new: str | None = None  # "share" or "budget"
     sharers: int = 1
 
@@ -77,20 +78,22 @@ def points_of(plan: Plan, table: pd.DataFrame, label: str, kind: str) -> list[Po
     rows = rows[(rows["label"] == label) & (rows["kind"] == kind)]
     good = rows[usable(rows)]
     scores = dict(zip(good["cell_id"], 100 * good["accuracy"], strict=True))
-    bad = set(rows.loc[rows["state"].isin(["failed", "diverged"]), "cell_id"])
-    # A run that failed has no row of a label and probe where it was to be the only one of its suite.
-    bad |= set(table.loc[table["state"].isin(["failed", "diverged"]) & table["kind"].isna(), "cell_id"])
+    missing = set(rows.loc[rows["state"] == "missing", "cell_id"])
+    asked = set(rows["cell_id"])
     ids, texts = configuration_ids(plan), variants(plan)
     runs = {run.run_id: run for run in plan.runs}
     cells: dict[PointKey, list[Cell]] = defaultdict(list)
     for cell in plan.cells:
-        if cell.arm in ARMS and cell.budget > 0:
+        if cell.arm in ARMS and cell.budget > 0 and cell.cell_id in asked:
             cells[(ids[cell.run_id], cell.budget)].append(cell)
     found = []
+    seeds_here: dict[PointKey, frozenset[int]] = defaultdict(frozenset)
+    for cell in plan.cells:
+        seeds_here[(ids[cell.run_id], cell.budget)] |= {cell.seed}
     for key, group in cells.items():
         first = group[0]
         values = {cell.seed: float(scores[cell.cell_id]) for cell in group if cell.cell_id in scores}
-        lost = frozenset(cell.seed for cell in group if cell.cell_id in bad)
+        planned = frozenset(cell.seed for cell in group if cell.cell_id in missing)
         found.append(
             Point(
                 key=key,
@@ -104,8 +107,8 @@ def points_of(plan: Plan, table: pd.DataFrame, label: str, kind: str) -> list[Po
                 variant=texts[first.cell_id],
                 parts=tuple(_parts(first, runs, ids)),
                 values=values,
-                planned=frozenset(cell.seed for cell in group) - set(values) - lost,
-                lost=lost,
+                planned=planned,
+                closed=seeds_here[key] - set(values) - planned,
                 sharers=max(1, first.teacher_students),
             )
         )

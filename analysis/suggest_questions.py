@@ -126,12 +126,12 @@ def seed_options(
     """Ways of one more common seed of all points: complete one that some have, do a planned one, or a new
     one.
     """
-    lost = frozenset[int]().union(*(point.lost for point in points))
+    closed = frozenset[int]().union(*(point.closed for point in points))
     mine = [have.get(point.key, frozenset()) for point in points]
     common = frozenset.intersection(*mine)
-    begun = frozenset[int]().union(*mine, *(point.planned for point in points)) - common - lost
-    fresh = max([*known, *lost, -1]) + 1
-    elsewhere = sorted(known - begun - common - lost)
+    begun = frozenset[int]().union(*mine, *(point.planned for point in points)) - common - closed
+    fresh = max([*known, *closed, -1]) + 1
+    elsewhere = sorted(known - begun - common - closed)
     options = []
     for seed in [*sorted(begun), *elsewhere[:1], fresh]:
         runs = tuple((point, seed) for point, has in zip(points, mine, strict=True) if seed not in has)

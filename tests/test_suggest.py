@@ -121,6 +121,18 @@ def test_failed_cells_are_not_proposed_again(tmp_path: Path) -> None:
     assert any("salt-sweep retry" in line for line in batch_lines(batch))
 
 
+def test_cells_that_a_probe_does_not_see_are_not_proposed(tmp_path: Path) -> None:
+    """The attentive probe is made at the largest budget only: further runs elsewhere would tell nothing."""
+    study = small(tmp_path, lambda cell: 60.0)
+    table = gather(tmp_path, "miniature")
+    table = table[table["kind"] == "attentive"].reset_index(drop=True)
+    batch = suggest(study.plan, table, [run.run_id for run in study.plan.runs], "arms", 5)
+    assert batch.kind == "attentive"
+    budgets = {point.budget for each in batch.suggestions for point, _ in each.proposal.runs}
+    assert budgets == {BUDGETS[-1]}
+    assert all(each.flops > 0 for each in batch.suggestions)
+
+
 # --- the best share --------------------------------------------------------------------------------
 
 
