@@ -3,9 +3,10 @@ independently.
 
 The design (sizes, budgets) stays as it is; residuals, made larger by what the fit has taken from them (Bell
 and McCaffrey 2002), get a random sign per unit (Wu 1986; Cameron, Gelbach and Miller 2008), and all
-resamples are fitted at once. A unit is a seed of an experiment. It is all seeds of an experiment where the
-law does not fit within the noise of the seeds (then what is off is common to them), and all students of one
-teacher run where students share one.
+resamples are fitted at once. Where the loss is nearly one of absolute values, units get random weights
+instead. A unit is a seed of an experiment. It is all seeds of an experiment where the law does not fit
+within the noise of the seeds (then what is off is common to them), and all students of one teacher run
+where students share one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ DRAWS = 2000
 #: Below this p value of the lack-of-fit test seeds of one experiment are not taken as independent of each
 #: other.
 LACK_OF_FIT = 0.05
+#: A Huber loss that turns linear below this many standard deviations of the residuals is nearly one of
+#: absolute values, whose fits meet some points exactly: signs of those residuals move nothing. There the
+#: units' weights are drawn instead (Rubin 1981).
+WILD_DEVIATIONS = 1.0
 #: Six-point weights for few units (Webb 2014), else signs.
 _WEBB = np.sqrt(np.array([0.5, 1.0, 1.5]))
 _FEW_UNITS = 12
@@ -122,8 +127,11 @@ def bootstrap(fit: LawFit, *, draws: int = DRAWS, level: float = LEVEL, rng: int
     count = int(unit.max()) + 1
     if count <= len(fit.law.parameters):
         return None
-    signs = _signs(np.random.default_rng(rng), draws, count)[:, unit]
-    fits = refit(fit, signs * corrected(fit, unit))
+    generator = np.random.default_rng(rng)
+    if fit.delta < WILD_DEVIATIONS * fit.deviation:
+        fits = reweighted(fit, generator.exponential(size=(draws, count))[:, unit])
+    else:
+        fits = refit(fit, _signs(generator, draws, count)[:, unit] * corrected(fit, unit))
     return Bootstrap(
         of=fit,
         fits=fits,
@@ -148,6 +156,16 @@ def refit(fit: LawFit, shifts: Array) -> Fits:
     start = np.repeat(fit.fit.theta, len(shifts), axis=0)
     found = project(problem, response, relative, start, most=30, tolerance=1e-5)
     return polish(problem, response, ones, found, fit.delta, most=40)
+
+
+def reweighted(fit: LawFit, weights: Array) -> Fits:
+    """The law fitted to the same runs under other weights [S, n]."""
+    problem, y = fit.scale.problem, fit.data.response
+    relative = weights / y**2 if problem.logarithmic else weights
+    start = np.repeat(fit.fit.theta, len(weights), axis=0)
+    return polish(
+        problem, y, weights, project(problem, y, relative, start, most=30, tolerance=1e-5), fit.delta, most=40
+    )
 
 
 def units(fit: LawFit) -> tuple[Array, Any, float | None]:
@@ -178,9 +196,12 @@ def lack_of_fit(fit: LawFit) -> float | None:
     means = np.bincount(data.cell, rest, minlength=cells) / np.maximum(number, 1)
     pure = float(((rest - means[data.cell]) ** 2).sum())
     freedom, extra = len(data) - int((number > 0).sum()), int((number > 0).sum()) - len(fit.law.parameters)
-    if freedom < 1 or extra < 1 or pure <= 0:
+    if freedom < 1 or extra < 1:
         return None
     lack = float((number * means**2).sum())
+    floor = 1e-20 * float((fit.data.response**2).sum())
+    if pure <= floor:  # seeds without any spread cannot excuse what the law misses
+        return 0.0 if lack > floor else None
     return float(stats.f.sf((lack / extra) / (pure / freedom), extra, freedom))
 
 
