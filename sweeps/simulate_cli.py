@@ -37,7 +37,7 @@ def add_simulate(commands: Any) -> None:
         [
             "salt-sweep simulate study.yaml --seed-sd 0.5",
             "salt-sweep simulate paper --seed-sd 0.3 --report-clips 20000 --accuracy 75",
-            "salt-sweep simulate paper --noise-from miniature --label motion --probe linear",
+            "salt-sweep simulate paper --noise-from miniature --label motion --kind linear",
             "salt-sweep simulate paper --seed-sd 0.3 --json",
         ],
     )
@@ -74,9 +74,7 @@ def add_simulate(commands: Any) -> None:
     )
     parser.add_argument("--noise-from", metavar="PLAN", help="measure both on the results of another plan")
     parser.add_argument("--label", help="with --noise-from: this label (default: the noisiest)")
-    parser.add_argument(
-        "--probe", metavar="KIND", help="with --noise-from: this probe (default: the noisiest)"
-    )
+    parser.add_argument("--kind", help="with --noise-from: linear, knn or attentive (default: the noisiest)")
     parser.add_argument(
         "--share-loss",
         type=float,
@@ -142,7 +140,7 @@ def _refuse(args: argparse.Namespace) -> None:
                     "already, its probes' error included; give one of them"
                 )
     else:
-        for option, name in (("--label", args.label), ("--probe", args.probe)):
+        for option, name in (("--label", args.label), ("--kind", args.kind)):
             if name is not None:
                 raise UserError(
                     f"{option} {name}: it chooses among the results of --noise-from; name a plan there"
@@ -189,13 +187,13 @@ def _measured(args: argparse.Namespace, store: Path) -> MeasuredNoise:
         raise UserError(
             f"--noise-from {name}: no configuration of it has results of two seeds or more; give --seed-sd"
         )
-    for option, wanted, field in (("--label", args.label, "label"), ("--probe", args.probe, "kind")):
+    for option, wanted, field in (("--label", args.label, "label"), ("--kind", args.kind, "kind")):
         known = sorted({getattr(each, field) for each in found})
         if wanted is not None and wanted not in known:
             raise UserError(f"{option} {wanted}: {name} has results of several seeds for {', '.join(known)}")
         found = [each for each in found if wanted in (None, getattr(each, field))]
     if not found:
         raise UserError(
-            f"--noise-from {name}: no results of label {args.label} and probe {args.probe} together"
+            f"--noise-from {name}: no results of label {args.label} and probe {args.kind} together"
         )
     return found[0]

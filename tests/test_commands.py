@@ -328,6 +328,10 @@ def test_the_options_of_salt_sweep_are_these() -> None:
             *("--audit", "--budget", "--charge", "--convention", "--help", "--json", "--layout", "--match"),
             *("--quick", "--rows", "--site", "--store", "--targets"),
         ],
+        "simulate": [
+            *("--accuracy", "--help", "--json", "--kind", "--label", "--noise-from", "--pair-correlation"),
+            *("--quick", "--report-clips", "--rng", "--seed-sd", "--share-loss", "--store"),
+        ],
         "submit": [
             *("--detach", "--dry-run", "--help", "--json", "--max-gpu-hours", "--on", "--retry-diverged"),
             *("--retry-given-up", "--site", "--slurm", "--store", "--workers", "--yes"),

@@ -251,7 +251,7 @@ def test_simulate_plans_a_study_file_and_writes_nothing(tmp_path: Path) -> None:
 def test_simulate_takes_noise_from_another_study(tmp_path: Path) -> None:
     make_study(tmp_path, name="small", budgets=BUDGETS[:1], students=("micro",), teachers=("nano",))
     make_study(tmp_path, name="large", run=False)
-    wanted = ("--noise-from", "small", "--label", "motion", "--probe", "linear")
+    wanted = ("--noise-from", "small", "--label", "motion", "--kind", "linear")
     out, _ = plan_kit.sweep("simulate", "large", "--store", str(tmp_path), *wanted, "--json")
     noise = json.loads(out)["noise"]
     rows = gather(tmp_path, "small")
