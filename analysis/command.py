@@ -83,9 +83,11 @@ class Job:
         from analysis.pareto import arm_rows
 
         if self.options.table:
-            from analysis.foreign import read_table
+            from analysis.foreign import notes, read_table
 
             table = read_table(self.options.table, self.options.columns)
+            for note in notes(table):
+                self.say(f"{self.options.table}: {note}")
         else:
             table = gather(self.store, self.name)
             if table.empty:

@@ -6,7 +6,6 @@ frontier are large markers with the range of their seeds, joined by a line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,117 +16,39 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.pareto import arm_rows, compared_flops, configurations, usable
+from analysis.figure_pareto_data import ParetoData, panels, pareto_data, write_pareto_data
+from analysis.pareto import arm_order
 from analysis.plots import (
+    ARM_NAMES,
     COLUMN_IN,
-    LOOKS,
     NOTE_BOX,
     PAGE_IN,
     RANDOM_BAND,
     REFERENCES,
+    Look,
     empty_note,
     file_name,
+    looks_of,
     panel_title,
     printable,
     style,
     wrapped,
     write_figure,
 )
-from analysis.records import write_csv
-from salt.specs import ARMS
 
 
-@dataclass(frozen=True)
-class ParetoData:
-    """What the figure shows: single runs, configurations over seeds, and reference levels."""
+def write_pareto(table: pd.DataFrame, folder: Path, axis: str | None = None) -> list[Path]:
+    """Write `pareto.{png,pdf}` with all panels, one single-column figure per panel, and the data as CSV.
 
-    runs: pd.DataFrame  # label, kind, arm, config, seed, compared_flops, accuracy, shown, reason
-    configs: pd.DataFrame
-    references: pd.DataFrame  # label, kind, reference, student, seed, accuracy, run_id; chance has no run
-    plan: str
-    charge: str
-    convention: str
-
-
-def pareto_data(table: pd.DataFrame, frames: str = "ordered") -> ParetoData:
-    """Data of the frontier figure. Rows that a log axis or an accuracy axis cannot show stay, with `shown`
-    False.
+    `axis` names the cost where `total_flops` of the table holds another one (`analysis.cost_axis`).
     """
-    rows = arm_rows(table).dropna(subset=["kind"])
-    rows = rows[rows["frames"] == frames]
-    cost = compared_flops(rows).astype("float64")
-    shown = usable(rows) & (cost > 0)
-    zero = usable(rows) & ~shown
-    reason = rows["reason"].where(~zero, "zero FLOPs have no place on a log axis")
-    columns = ["label", "kind", "arm", "config", "config_id", "budget_flops", "seed", "run_id", "total_flops"]
-    runs = rows[[*columns, "accuracy", "n_report", "state"]].assign(
-        reason=reason, compared_flops=cost, shown=shown
-    )
-    configs = configurations(table)
-    configs = configs[configs["frames"] == frames].reset_index(drop=True)
-    first = table.iloc[0]
-    references = _references(table[table["frames"] == frames], set(rows["student"]))
-    return ParetoData(
-        runs.reset_index(drop=True),
-        configs,
-        references,
-        str(first["plan"]),
-        str(first["charge"]),
-        str(first["convention"]),
-    )
-
-
-def _references(table: pd.DataFrame, students: set[str]) -> pd.DataFrame:
-    """Levels to read accuracies against. A supervised encoder is headroom only for the label it was trained
-    on.
-    """
-    rows = table[(table["role"] == "cell") & usable(table)]
-    random = rows[(rows["arm"] == "random") & rows["student"].isin(students)]
-    supervised = rows[(rows["arm"] == "supervised") & (rows["trained_label"] == rows["label"])]
-    raw = rows[rows["arm"] == "raw"]
-    columns = ["label", "kind", "reference", "student", "seed", "accuracy", "run_id"]
-    parts = [part.assign(reference=part["arm"])[columns] for part in (random, supervised, raw)]
-    chance = (
-        rows.groupby(["label", "kind"])["chance"].mean().reset_index().rename(columns={"chance": "accuracy"})
-    )
-    parts.append(chance.assign(reference="chance").reindex(columns=columns))
-    return pd.DataFrame([row for part in parts for row in part.to_dict("records")], columns=columns)
-
-
-def panels(data: ParetoData) -> list[tuple[str, str]]:
-    """(label, kind) in order: labels as in the plan's table, linear before knn before attentive."""
-    order = {"linear": 0, "knn": 1, "attentive": 2}
-    found = dict.fromkeys(zip(data.runs["label"], data.runs["kind"], strict=True))
-    labels = list(dict.fromkeys(label for label, _ in found))
-    return sorted(found, key=lambda pair: (labels.index(pair[0]), order[pair[1]]))
-
-
-def frontier_cells(table: pd.DataFrame, configs: pd.DataFrame) -> pd.DataFrame:
-    """Cells of the configurations on a frontier, one row per label, kind and seed.
-
-    A study's `extra_seeds: where: {frontier: FILE}` reads the column `cell_id`.
-    """
-    cells = table[table["role"] == "cell"].dropna(subset=["kind"])
-    keys = ["label", "kind", "frames", "config_id", "budget_flops"]
-    front = configs.loc[configs["on_frontier"], keys]
-    found = cells.merge(front, on=keys, how="inner", validate="many_to_one")
-    return found[["cell_id", "run_id", "arm", "student", "teacher", "seed", "budget_flops", "label", "kind"]]
-
-
-def write_pareto(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write `pareto.{png,pdf}` with all panels, one single-column figure per panel, and the data as CSV."""
     data = pareto_data(table)
-    paths = [
-        write_csv(data.runs, folder / "pareto-runs.csv"),
-        write_csv(data.configs, folder / "pareto-configurations.csv"),
-        write_csv(data.references, folder / "pareto-references.csv"),
-        write_csv(frontier_cells(table, data.configs), folder / "pareto-frontier-cells.csv"),
-    ]
+    paths = write_pareto_data(data, folder, table)
     wanted = panels(data)
-    paths += write_figure(draw_pareto(data, wanted), folder, "pareto")
+    paths += write_figure(draw_pareto(data, wanted, axis), folder, "pareto")
     if len(wanted) > 1:
         for label, kind in wanted:
-            figure = draw_pareto(data, [(label, kind)])
+            figure = draw_pareto(data, [(label, kind)], axis)
             paths += write_figure(figure, folder, file_name("pareto", label, kind))
     return paths
 
@@ -135,7 +56,7 @@ def write_pareto(table: pd.DataFrame, folder: Path) -> list[Path]:
 # --- drawing ------------------------------------------------------------------------------------
 
 
-def draw_pareto(data: ParetoData, wanted: list[tuple[str, str]]) -> Figure:
+def draw_pareto(data: ParetoData, wanted: list[tuple[str, str]], axis: str | None = None) -> Figure:
     """One panel per (label, kind): a single column for one panel, else a page with a row per label."""
     with style():
         single = len(wanted) <= 1
@@ -175,7 +96,9 @@ def draw_pareto(data: ParetoData, wanted: list[tuple[str, str]]) -> Figure:
                 if j == 0:
                     axes.set_ylabel("accuracy (%)")
                 if i == rows - 1:
-                    axes.set_xlabel("pretraining FLOPs, teacher included" if not single else _x_label(data))
+                    axes.set_xlabel(
+                        axis or ("pretraining FLOPs, teacher included" if not single else _x_label(data))
+                    )
         foot = top[1]
         foot.legend(
             handles,
@@ -215,8 +138,8 @@ def _panel(axes: Axes, data: ParetoData, label: str, kind: str) -> None:
     else:
         axes.set_xlim(1.0, 10.0)
     levels = _draw_references(axes, data.references, label, kind)
-    for arm in ARMS:
-        _draw_arm(axes, arm, runs[(runs["arm"] == arm) & runs["shown"]], configs[configs["arm"] == arm])
+    for arm, look in looks_of(arm_order(data.runs["arm"])).items():
+        _draw_arm(axes, arm, look, runs[(runs["arm"] == arm) & runs["shown"]], configs[configs["arm"] == arm])
     hidden = len(runs) - int(runs["shown"].sum())
     if len(runs) == hidden:
         empty_note(axes, "no finite scores")
@@ -284,6 +207,8 @@ def _draw_references(axes: Axes, references: pd.DataFrame, label: str, kind: str
     supervised = None
     for name, rows in here.groupby("reference"):
         values = 100 * rows["accuracy"].astype("float64")
+        if not np.isfinite(values).all():
+            continue  # a table of another project that knows no chance level
         if name == "supervised":
             supervised = float(values.mean())
         else:
@@ -297,10 +222,9 @@ def _draw_references(axes: Axes, references: pd.DataFrame, label: str, kind: str
     return _Levels(near, supervised)
 
 
-def _draw_arm(axes: Axes, arm: str, runs: pd.DataFrame, configs: pd.DataFrame) -> None:
-    look = LOOKS[arm]
+def _draw_arm(axes: Axes, arm: str, look: Look, runs: pd.DataFrame, configs: pd.DataFrame) -> None:
     # Arms share their budgets: a small shift keeps their points apart. The data files are not shifted.
-    shift = {"pixel": 0.94, "salt": 1.0, "vjepa": 1.064}[arm]
+    shift = {"pixel": 0.94, "vjepa": 1.064}.get(arm, 1.0)
     # Within an arm, configurations are spread a little, so that their seeds do not hide each other.
     names = sorted(set(runs["config"]))
     spread_by = {name: 0.022 * (2 * (i + 0.5) / len(names) - 1) for i, name in enumerate(names)}
@@ -339,17 +263,10 @@ def _draw_arm(axes: Axes, arm: str, runs: pd.DataFrame, configs: pd.DataFrame) -
 def _legend(data: ParetoData) -> tuple[list[Line2D | Patch], list[str]]:
     handles: list[Line2D | Patch] = []
     names: list[str] = []
-    for arm in ARMS:
-        if arm in set(data.runs["arm"]):
-            look = LOOKS[arm]
-            handles.append(
-                Line2D(
-                    [], [], color=look.colour, ls=look.line, marker=look.marker, ms=4.5, mec="white", mew=0.5
-                )
-            )
-            names.append(
-                {"pixel": "pixel", "salt": "SALT (frozen teacher)", "vjepa": "V-JEPA (EMA teacher)"}[arm]
-            )
+    for arm, look in looks_of(arm_order(data.runs["arm"])).items():
+        style = {"color": look.colour, "ls": look.line, "marker": look.marker, "mec": "white"}
+        handles.append(Line2D([], [], ms=4.5, mew=0.5, **style))
+        names.append(ARM_NAMES.get(arm, printable(arm)))
     there = set(data.references["reference"])
     if "random" in there:
         handles.append(Patch(color=RANDOM_BAND, alpha=0.55, lw=0))
@@ -380,5 +297,8 @@ def _caption(data: ParetoData, wanted: list[tuple[str, str]]) -> str:
 
 
 def _range(values: pd.Series) -> str:
+    values = values.dropna()
+    if values.empty:
+        return "an unknown number of"
     low, high = int(values.min()), int(values.max())
     return str(low) if low == high else f"{low} to {high}"

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.noise import MeasuredNoise, measured_noise
+from analysis.noise import MeasuredNoise
 from analysis.pareto import arm_order, selected
 
 Array = NDArray[Any]
@@ -57,23 +57,29 @@ class Curves:
         return np.unique(np.concatenate(list(self.cost.values())))
 
 
-def frontier_curves(
-    table: pd.DataFrame, configs: pd.DataFrame, draws: int = DRAWS, rng: int = 0
-) -> list[Curves]:
-    """Curves of every label and probe (ordered frames): per arm and budget the choice on the selection clips.
+def choices(configs: pd.DataFrame) -> pd.DataFrame:
+    """Configurations that stand for their arm: per budget the choice on the selection clips (ordered frames).
 
-    `configs` is `analysis.pareto.configurations(table)`. Where a table has no selection scores (results of
-    other projects) every configuration is a choice. Configurations without a finite accuracy or cost are
-    left out.
+    Where a table has no selection scores (results of other projects) every configuration is a choice.
+    `configs` is `analysis.pareto.configurations(table)`.
     """
     rows = configs[configs["frames"] == "ordered"]
-    chosen = selected(rows) if rows["selection"].notna().any() else rows
+    return selected(rows) if rows["selection"].notna().any() else rows
+
+
+def frontier_curves(
+    chosen: pd.DataFrame, noises: list[MeasuredNoise], draws: int = DRAWS, rng: int = 0
+) -> list[Curves]:
+    """Curves of every label and probe from `choices` and `analysis.noise.measured_noise` of one table.
+
+    Configurations without a finite accuracy or cost are left out.
+    """
     chosen = chosen[np.isfinite(chosen["mean"]) & np.isfinite(chosen["compared_flops"])]
-    noises = {(noise.label, noise.kind): noise for noise in measured_noise(table)}
+    known = {(noise.label, noise.kind): noise for noise in noises}
     generator = np.random.default_rng(rng)
     found = []
     for (label, kind), group in chosen.groupby(["label", "kind"], sort=False):
-        noise = noises.get((str(label), str(kind)))
+        noise = known.get((str(label), str(kind)))
         found.append(_curves(str(label), str(kind), group, noise, draws, generator))
     return found
 
@@ -182,16 +188,16 @@ def hypervolumes(curves: Curves, level: float = LEVEL) -> pd.DataFrame:
     import moocore
 
     costs = curves.costs()
-    reference = [math.log10(costs[-1]) + 1e-9, -100 * curves.chance if math.isfinite(curves.chance) else 0.0]
+    base = curves.chance if math.isfinite(curves.chance) else 0.0
+    reference = [math.log10(costs[-1]), -100 * base]
     tail = (1 - level) / 2
     rows = []
     for arm in curves.arms:
         x = np.log10(curves.cost[arm])
-        drawn = [
-            moocore.hypervolume(np.column_stack([x, -100 * y]), ref=reference)
-            for y in curves.drawn[arm][:1000]
-        ]
-        low, high = np.quantile(drawn, [tail, 1 - tail])
+        # Many draws at once: a frontier is a staircase, and its area a sum of steps.
+        steps = np.diff(np.append(x, math.log10(costs[-1])))
+        heights = np.maximum(np.maximum.accumulate(curves.drawn[arm], axis=1) - base, 0.0)
+        low, high = np.quantile(100 * heights @ steps, [tail, 1 - tail])
         value = moocore.hypervolume(np.column_stack([x, -100 * curves.accuracy[arm]]), ref=reference)
         rows.append((curves.label, curves.kind, arm, float(value), float(low), float(high)))
     return pd.DataFrame(rows, columns=["label", "kind", "arm", "hypervolume", "low", "high"])

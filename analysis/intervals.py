@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import pandas as pd
 from scipy import special
 
 LEVEL = 0.95
@@ -61,6 +62,21 @@ def t_interval(values: Iterable[float], level: float = LEVEL) -> Interval:
     reach = _quantile(level, n - 1) * error
     p = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
     return Interval(n, mean, mean - reach, mean + reach, p)
+
+
+def t_intervals(
+    n: pd.Series, mean: pd.Series, deviation: pd.Series, range_: pd.Series, level: float = LEVEL
+) -> dict[str, pd.Series]:
+    """`t_interval` of many groups at once, from their counts, means, standard deviations (n - 1) and ranges.
+
+    Columns mean, low, high and p; missing (NaN) where one value, or equal ones, give none.
+    """
+    good = (n > 1) & (range_ > 1e-12 * mean.abs().clip(lower=1.0))
+    error = (deviation / np.sqrt(n)).where(good)
+    degrees = (n - 1).where(good)
+    reach = special.stdtrit(degrees, 0.5 + level / 2) * error
+    p = 2 * special.stdtr(degrees, -(mean.abs() / error))
+    return {"mean": mean, "low": mean - reach, "high": mean + reach, "p": pd.Series(p, index=mean.index)}
 
 
 @cache

@@ -82,19 +82,18 @@ def _correlation(rows: pd.DataFrame) -> tuple[float | None, int]:
     """Pooled over pairs: 2 x sums of products over sums of squares, which lies in [-1, 1]."""
     products = squares = 0.0
     pairs = 0
-    for _, group in rows.groupby(["budget_flops", "student"], sort=True):
-        configs = {
-            (str(arm), str(config)): part.set_index("seed")["accuracy"]
-            for (arm, config), part in group.groupby(["arm", "config_id"], sort=True)
-        }
-        for a, b in combinations(configs, 2):
-            if a[0] == b[0]:
+    names = ["budget_flops", "student", "arm", "config_id"]
+    wide = rows.pivot_table(index=names, columns="seed", values="accuracy", sort=True)
+    values = wide.to_numpy(dtype=float)
+    arms = wide.index.get_level_values("arm").to_numpy()
+    for index in wide.groupby(level=["budget_flops", "student"], sort=True).indices.values():
+        for a, b in combinations(index, 2):
+            both = values[[a, b]]
+            both = both[:, np.isfinite(both).all(axis=0)]
+            if arms[a] == arms[b] or both.shape[1] < 2:
                 continue
-            both = pd.concat([configs[a], configs[b]], axis=1, join="inner").to_numpy(dtype=float)
-            if len(both) < 2:
-                continue
-            centred = both - both.mean(axis=0)
-            products += 2 * float((centred[:, 0] * centred[:, 1]).sum())
+            centred = both - both.mean(axis=1, keepdims=True)
+            products += 2 * float((centred[0] * centred[1]).sum())
             squares += float((centred**2).sum())
             pairs += 1
     return (products / squares if squares > 0 else None), pairs

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.gather import SCORE_KEY
-from analysis.intervals import t_interval
+from analysis.intervals import t_intervals
 from analysis.nondominated import nondominated
 from salt.errors import UserError
 from salt.specs import ARMS
@@ -90,13 +90,17 @@ def configurations(table: pd.DataFrame) -> pd.DataFrame:
     finite seed stay, with n 0 and missing numbers.
     """
     rows = arm_rows(with_gain(table)).dropna(subset=["kind"])
-    rows = rows.assign(usable=usable(rows), compared_flops=compared_flops(rows))
-    found = [
-        _configuration(group)
-        for _, group in rows.groupby([*SCORE_KEY, "config_id", "budget_flops"], sort=True)
-    ]
+    rows = rows.assign(usable=usable(rows), compared_flops=compared_flops(rows)).sort_values("seed")
+    keys = [*SCORE_KEY, "config_id", "budget_flops"]
+    whole = rows.groupby(keys, sort=True, dropna=False)
+    found = whole[[*_CONFIG[:-1], "parameters"]].agg(_first).assign(asked=whole.size())
+    found = found.join(_measures(rows[rows["usable"]].groupby(keys, sort=True, dropna=False)))
+    found["n"] = found["n"].fillna(0)
+    found["n_lost"] = found.pop("asked") - found["n"]
+    found["run_ids"] = [ids if isinstance(ids, tuple) else () for ids in found["run_ids"]]
+    found = found.reset_index()
     columns = [*SCORE_KEY, "budget_flops", *_CONFIG, *_MEASURES]
-    result = pd.DataFrame(found, columns=columns)
+    result = found[columns]
     result["on_frontier"] = mark_frontiers(result)
     rank = {arm: index for index, arm in enumerate(arm_order(result["arm"]))}
     for name in _CONFIG:
@@ -134,33 +138,33 @@ _MEASURES = [
 ]
 
 
-def _configuration(group: pd.DataFrame) -> dict[str, Any]:
-    first = group.iloc[0]
-    good = group[group["usable"]].sort_values("seed")
-    interval = t_interval(good["accuracy"])
-    gain = t_interval(good["gain"].dropna())
-    return {name: first[name] for name in [*SCORE_KEY, "budget_flops", *_CONFIG]} | {
-        "n": len(good),
-        "n_lost": len(group) - len(good),
-        "mean": interval.mean,
-        "minimum": good["accuracy"].min(),
-        "maximum": good["accuracy"].max(),
-        "deviation": good["accuracy"].std(ddof=1),
-        "low": interval.low,
-        "high": interval.high,
+def _first(values: pd.Series) -> Any:
+    return values.iloc[0]
+
+
+def _measures(good: Any) -> pd.DataFrame:
+    """All numbers of configurations over their finite seeds: `good` groups rows by configuration."""
+    accuracy, gain = good["accuracy"], good["gain"]
+    parts = {
+        "n": accuracy.size(),
+        "minimum": accuracy.min(),
+        "maximum": accuracy.max(),
+        "deviation": accuracy.std(ddof=1),
         "selection": good["selection_accuracy"].mean(),
-        "gain": gain.mean,
-        "gain_low": gain.low,
-        "gain_high": gain.high,
-        "gain_p": gain.p,
-        "gain_n": gain.n,
         "flops": good["total_flops"].mean(),
         "compared_flops": good["compared_flops"].mean(),
-        "parameters": first["parameters"],
         "chance": good["chance"].mean(),
         "n_report": good["n_report"].min(),
-        "run_ids": tuple(good["run_id"]),
+        "run_ids": good["run_id"].agg(tuple),
     }
+    found = pd.DataFrame(parts)
+    for prefix, values in (("", accuracy), ("gain_", gain)):
+        intervals = t_intervals(
+            values.count(), values.mean(), values.std(ddof=1), values.max() - values.min()
+        )
+        for name, column in intervals.items():
+            found[f"{prefix}{name}" if name != "mean" else (prefix.rstrip("_") or "mean")] = column
+    return found.rename(columns={"p": "unused_p"}).drop(columns="unused_p").assign(gain_n=gain.count())
 
 
 def frontier(flops: pd.Series, accuracy: pd.Series) -> pd.Series:
@@ -190,11 +194,8 @@ def selected(configs: pd.DataFrame, per_student: bool = False) -> pd.DataFrame:
     """
     rows = configs[configs["selection"].notna()]
     keys = [*SCORE_KEY, "arm", "budget_flops", *(["student"] if per_student else [])]
-    chosen = []
-    for _, group in rows.groupby(keys, sort=True):
-        full = group[group["n"] == group["n"].max()]
-        best = full[full["selection"] == full["selection"].max()].sort_values(
-            ["parameters", "config", "config_id"]
-        )
-        chosen.append(best.iloc[0].to_dict() | {"n_choices": len(group)})
-    return pd.DataFrame(chosen, columns=[*configs.columns, "n_choices"])
+    order = [*keys, "n", "selection", "parameters", "config", "config_id"]
+    ranked = rows.sort_values(order, ascending=[name not in ("n", "selection") for name in order])
+    counts = rows.groupby(keys, sort=True, dropna=False).size().rename("n_choices").reset_index()
+    chosen = ranked.drop_duplicates(keys).merge(counts, on=keys, how="left", validate="one_to_one")
+    return chosen[[*configs.columns, "n_choices"]].reset_index(drop=True)

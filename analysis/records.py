@@ -47,6 +47,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def stacked(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables one below the other; an empty one where there is none."""
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dictionaries of plain values."""
     names = [str(name) for name in table.columns]
