@@ -17,6 +17,7 @@ COMMANDS = (
     "allocation",
     "fit",
     "isoflop",
+    "loss_accuracy",
     "suggest",
     "report",
 )

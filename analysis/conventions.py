@@ -16,6 +16,7 @@ CONVENTIONS = ("matmul", "paper")
 CHARGES = ("full", "shared", "none")
 
 
+_DRAWS = 1000
 _COLUMNS = [
     *("convention", "charge", "label", "kind", "arm", "cost", "attained", "probability_best", "leads"),
     "as_planned",
@@ -80,7 +81,7 @@ def under_every_rule(table: pd.DataFrame, chosen: pd.DataFrame, noises: list[Mea
             if cost is None:
                 continue
             same = (convention, charge) == (first["convention"], first["charge"])
-            for curves in frontier_curves(_at_cost(chosen, table, cost), noises):
+            for curves in frontier_curves(_at_cost(chosen, table, cost), noises, draws=_DRAWS):
                 at = min(float(curves.cost[arm][-1]) for arm in curves.arms)
                 place = np.array([at])
                 drawn = np.stack([curves.attained(arm, place, drawn=True)[:, 0] for arm in curves.arms])

@@ -15,6 +15,7 @@ from analysis.frontier_draws import LEVEL, Curves
 from analysis.plots import (
     ARM_NAMES,
     COLUMN_IN,
+    few_log_labels,
     file_name,
     looks_of,
     panel_title,
@@ -99,6 +100,7 @@ def _name(arm: str) -> str:
 def _finish(top: Axes, low: Axes, rows: pd.DataFrame, end: float, axis: str) -> None:
     top.set_xscale("log")
     top.set_xlim(float(rows["cost"].min()) / 1.25, end)
+    few_log_labels(top)
     top.set_ylabel("accuracy (%)")
     top.legend(loc="best", fontsize=6)
     low.set_ylim(-0.04, 1.04)

@@ -26,6 +26,7 @@ from analysis.plots import (
     PAGE_IN,
     Look,
     empty_note,
+    few_log_labels,
     looks_of,
     printable,
     style,
@@ -139,6 +140,7 @@ def _curves(axes: Axes, results: list[LawResult], tables: dict[str, pd.DataFrame
     if compute.max() < 2 * compute.min():  # else ticks at odd places run into each other
         centre = float(np.sqrt(compute.min() * compute.max()))
         axes.set_xlim(centre / 4, centre * 4)
+    few_log_labels(axes)
     axes.set_xlabel("pretraining FLOPs, teacher included")
     axes.set_ylabel(name)
     axes.legend(loc="best", fontsize=5.8, handlelength=2.2)

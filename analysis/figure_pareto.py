@@ -27,6 +27,7 @@ from analysis.plots import (
     REFERENCES,
     Look,
     empty_note,
+    few_log_labels,
     file_name,
     looks_of,
     panel_title,
@@ -189,6 +190,7 @@ def _limits(axes: Axes, near: list[float], supervised: float | None) -> None:
 def _ticks(axes: Axes, budgets: np.ndarray) -> None:
     """Label the budgets themselves where they are few and apart, else leave the decades."""
     if len(budgets) > 6 or (len(budgets) > 1 and np.diff(np.log10(budgets)).min() < 0.12):
+        few_log_labels(axes)
         return
     exponents = np.floor(np.log10(budgets))
     names = [f"{b / 10**e:.3g}e{int(e)}" for b, e in zip(budgets, exponents, strict=True)]
@@ -267,7 +269,7 @@ def _legend(data: ParetoData) -> tuple[list[Line2D | Patch], list[str]]:
         style = {"color": look.colour, "ls": look.line, "marker": look.marker, "mec": "white"}
         handles.append(Line2D([], [], ms=4.5, mew=0.5, **style))
         names.append(ARM_NAMES.get(arm, printable(arm)))
-    there = set(data.references["reference"])
+    there = set(data.references.loc[np.isfinite(data.references["accuracy"].astype("float64")), "reference"])
     if "random" in there:
         handles.append(Patch(color=RANDOM_BAND, alpha=0.55, lw=0))
         names.append("random encoder (range)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from salt.store import write_atomically
 
@@ -144,6 +146,21 @@ def panel_title(axes: Axes, label: str, kind: str) -> None:
     """`label, probe` above a panel, cut and made smaller where a long name would run into its neighbour."""
     text = f"{printable(textwrap.shorten(label, 24, placeholder='…'))}, {PROBE_NAMES.get(kind, kind)}"
     axes.set_title(text, loc="left", fontsize=max(5.0, min(8.0, 8.0 * 34 / len(text))))
+
+
+def few_log_labels(axes: Axes) -> None:
+    """Labels of a logarithmic x axis that keep apart: of decades, or of 1, 2 and 5 of each."""
+    low, high = axes.get_xlim()
+    decades = math.log10(high / low)
+    steps = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _scientific(value: float) -> str:
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def wrapped(text: str, width_in: float) -> str:

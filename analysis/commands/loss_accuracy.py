@@ -1,0 +1,104 @@
+"""`salt-analyze loss-accuracy`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+from analysis.command import Command, Job
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `loss-accuracy` alone."""
+    parser.add_argument(
+        "--across",
+        action="store_true",
+        help="all teachers and arms on one axis, though their losses have different targets",
+    )
+
+
+def run(job: Job) -> None:
+    """Write the figure and data, and say how well loss and label-free metrics tell accuracy."""
+    table, out = job.table(), job.out
+    from analysis.figure_loss_accuracy import write_loss_accuracy
+    from analysis.loss_accuracy import PREDICTORS, loss_points, predictions
+    from analysis.records import records
+
+    across = job.options.across
+    points = loss_points(table, across)
+    if across:
+        job.say(
+            "--across: losses of different teachers and arms have different targets and are on no "
+            "common scale"
+        )
+    found = predictions(points)
+    paths = write_loss_accuracy(points, found, table, out / "figures", across)
+    if job.options.json:
+        job.print_json(paths, {"predictions": records(found), "across": across})
+        return
+    job.print_tables([_table(found)], _footer(points))
+    missing = set(PREDICTORS) - set(found.loc[found["status"] != "not measured", "predictor"])
+    if missing:
+        job.print_lines(
+            [f"not measured: {', '.join(PREDICTORS[name] for name in PREDICTORS if name in missing)}"]
+        )
+    job.print_paths(paths, "loss-accuracy.")
+
+
+def _table(found: Any) -> Any:
+    from analysis.loss_accuracy import LEVEL, PREDICTORS
+    from analysis.tables import MISSING, Table
+
+    def ends(low: float, high: float) -> str:
+        return MISSING if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+
+    rows = []
+    measured = set(found.loc[found["status"] != "not measured", "predictor"])
+    for row in found[found["predictor"].isin(measured)].itertuples():
+        place = (row.label, row.kind, row.group, PREDICTORS[row.predictor], f"{row.n}", f"{row.teachers}")
+        if row.status != "ok":
+            rows.append((*place, row.status, *([MISSING] * 5)))
+            continue
+        rows.append(
+            (
+                *(*place, f"{row.r2:.2f}", ends(row.r2_low, row.r2_high), ends(row.boot_low, row.boot_high)),
+                *(f"{row.spearman:+.2f}", f"{row.effective_n:.1f}"),
+                f"{100 * row.left_out:.2f} ({100 * row.spread:.2f})",
+            )
+        )
+    headers = (
+        *(
+            "label",
+            "probe",
+            "within",
+            "predictor",
+            "runs",
+            "targets",
+            "R2",
+            f"{100 * LEVEL:.0f} % interval (Fisher)",
+        ),
+        *("bootstrap over runs", "Spearman", "effective n", "error left out (of the mean), points"),
+    )
+    return Table("How well a number without labels tells accuracy, within runs of one teacher", headers, rows)
+
+
+def _footer(points: Any) -> str:
+    return (
+        f"{points['run_id'].nunique()} runs. Loss is compared only among runs with the same targets. "
+        "Error left out: "
+        "each run predicted by a line through the others. Nothing here is corrected for looking at "
+        "several groups."
+    )
+
+
+COMMAND = Command(
+    name="loss-accuracy",
+    text="Does training loss, RankMe, LiDAR or alpha-ReQ tell accuracy, within one teacher?",
+    examples=(
+        "salt-analyze loss-accuracy --label motion --probe linear",
+        "salt-analyze loss-accuracy miniature --across     all teachers on one axis, said so",
+    ),
+    run=run,
+    arguments=arguments,
+)
