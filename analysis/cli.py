@@ -18,6 +18,7 @@ COMMANDS = (
     "fit",
     "isoflop",
     "loss_accuracy",
+    "compare",
     "suggest",
     "report",
 )

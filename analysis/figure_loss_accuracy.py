@@ -78,8 +78,10 @@ def draw_loss_accuracy(
             if number >= len(keys):
                 axes.set_axis_off()
                 continue
-            mask = (points[["label", "kind", *arms]] == keys[number]).all(axis=1)
-            _panel(axes, points[mask], found)
+            mine = points
+            for name, value in zip(["label", "kind", *arms], keys[number], strict=True):
+                mine = mine[mine[name] == value]
+            _panel(axes, mine, found)
         figure.text(0.012, 0.03 / (body + foot), caption, fontsize=6, va="bottom", color="#333333")
         return figure
 
@@ -116,5 +118,8 @@ def _panel(axes: Axes, mine: pd.DataFrame, found: pd.DataFrame) -> None:
     axes.text(0.97, 0.97, printable(text), transform=axes.transAxes, fontsize=6, ha="right", va="top")
     if not len(mine) or not math.isfinite(float(mine["final_loss"].max())):
         empty_note(axes, "no finite loss")
+    low, high = 100 * float(mine["accuracy"].min()), 100 * float(mine["accuracy"].max())
+    margin = max(0.12 * (high - low), 0.5)
+    axes.set_ylim(low - margin, high + 2 * margin)  # a line beyond its runs leaves the panel
     axes.set_xlabel("training loss")
     axes.set_ylabel("accuracy (%)")

@@ -38,7 +38,10 @@ COMMANDS = {
             "benchmark",
         ),
     ],
-    "salt-analyze": ["gather", "pareto", "weak-teacher", "allocation", "fit", "isoflop", "loss-accuracy", "suggest", "report"],
+    "salt-analyze": [
+        *("gather", "pareto", "weak-teacher", "allocation", "fit", "isoflop", "loss-accuracy", "compare"),
+        *("suggest", "report"),
+    ],
     "salt-train": ["run", "show", "probe", "export", "import"],
     "salt-data": ["digits", "scan", "pack", "bench", "duplicates"],
 }
