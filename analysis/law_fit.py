@@ -92,7 +92,7 @@ def fit_law(
     w = np.ones(len(data)) if weights is None else np.asarray(weights, dtype=float)
     relative = w / y**2 if problem.logarithmic else w
     starts = _starts(len(law.powers))
-    first = project(problem, y, relative, starts, tolerance=1e-11 if squares else 1e-7)
+    first = project(problem, y, relative, starts, tolerance=1e-11 if squares else 1e-6)
     best = first.pick([int(np.argmin(first.objective))])
     delta = math.inf
     if not squares:

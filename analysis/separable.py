@@ -267,7 +267,7 @@ def _polish(problem: Problem, response: Array, weights: Array, start: Fits, delt
         if not len(live):
             break
         y, w = _live(response, live), _live(weights, live)
-        step = _newton_step(
+        step, promised = _newton_step(
             problem, y, w, columns[live], coefficients[live], predicted[live], delta[live], share[live]
         )
         new_coefficients, new_theta = _inside(problem, coefficients[live], theta[live], step)
@@ -275,10 +275,10 @@ def _polish(problem: Problem, response: Array, weights: Array, start: Fits, delt
         new_predicted = np.einsum("sp,spn->sn", new_coefficients, new_columns)
         new_value = _objective(problem, y, w, new_predicted, delta[live])
         better = new_value <= value[live]
-        gain = np.where(better, value[live] - new_value, 0.0)
         steps[live] += 1
-        small = gain <= 1e-12 * value[live]
-        quiet[live] = np.where(small & better, quiet[live] + 1, 0)
+        # At rest: nothing is promised any more, on the curvature of all points and on that of the inner ones.
+        small = promised <= 1e-13 * value[live]
+        quiet[live] = np.where(small, quiet[live] + 1, 0)
         took = live[better]
         theta[took], coefficients[took] = new_theta[better], new_coefficients[better]
         columns[took], predicted[took] = new_columns[better], new_predicted[better]
@@ -297,8 +297,8 @@ def _newton_step(
     predicted: Array,
     delta: Array,
     share: Array,
-) -> Array:
-    """[S, P + K]: the step in coefficients and exponents."""
+) -> tuple[Array, Array]:
+    """The step in coefficients and exponents [S, P + K], and twice the fall that it promises [S]."""
     matrix = np.concatenate([columns, problem.slopes(columns, coefficients)], axis=1)
     if problem.logarithmic:
         matrix = matrix / predicted[:, None, :]
@@ -308,7 +308,9 @@ def _newton_step(
     curvature = np.where(inner, 1.0, share[:, None] * delta[:, None] / np.where(inner, 1.0, size))
     pull = np.clip(rest, -delta[:, None], delta[:, None])
     gram = (matrix * (weights * curvature)[:, None, :]) @ matrix.transpose(0, 2, 1)
-    return _solve(gram, np.einsum("spn,sn->sp", matrix, weights * pull))
+    right = np.einsum("spn,sn->sp", matrix, weights * pull)
+    step = _solve(gram, right)
+    return step, (right * step).sum(axis=1)
 
 
 def _inside(problem: Problem, coefficients: Array, theta: Array, step: Array) -> tuple[Array, Array]:

@@ -81,9 +81,8 @@ def test_one_seed_has_the_clips_error_alone_and_says_so(tmp_path: Path) -> None:
     study = make_study(tmp_path, labels=("motion",), seeds=(0,), budgets=BUDGETS[:1])
     store = study.store
     one = gather(store, "miniature")
-    rows = comparisons(
-        one, configurations(one), [tuple({"arm": arm, "student": "micro"} for arm in ("pixel", "vjepa"))]
-    )
+    sides = tuple({"arm": arm, "student": "micro"} for arm in ("pixel", "vjepa"))
+    rows = comparisons(one, configurations(one), [(sides[0], sides[1])])
     row = rows[rows["kind"] == "linear"].iloc[0]
     a, b = (linear(one, arm=arm, student="micro").iloc[0] for arm in ("pixel", "vjepa"))
     error = math.sqrt(sum(s["accuracy"] * (1 - s["accuracy"]) / s["n_report"] for s in (a, b)))
