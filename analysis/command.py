@@ -103,7 +103,7 @@ class Job:
                 f"no scores yet: 0 of {arm_cells} cells of the arms of {self.name!r} in {self.store} have "
                 f"any; run `salt-sweep submit {self.name}`, or see why with `salt-sweep status {self.name}`"
             )
-        if used < total:
+        if used < total and not (self.options.table and not used):  # a foreign table may hold losses alone
             self.say(f"{used} of {total} cells used: the others have no scores yet or failed")
         return table
 

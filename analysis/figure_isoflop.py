@@ -33,9 +33,8 @@ def write_isoflop(
         write_csv(_points(results), folder / "isoflop-points.csv"),
     ]
     for result in results:
-        name = file_name(
-            "isoflop", *(part for part in (result.of.arm, result.of.label, result.of.kind) if part)
-        )
+        place = (result.of.arm, result.of.label, result.of.kind)
+        name = file_name("isoflop", *(part.replace(" ", "-") for part in place if part))
         paths += write_figure(draw_isoflop(result, table), folder, name)
     return paths
 

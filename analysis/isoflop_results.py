@@ -28,6 +28,7 @@ from salt.errors import UserError
 
 #: Draws of the surface over which the parabola's bias is worked out.
 _BIAS_DRAWS = 200
+_FEWEST_DRAWS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +150,9 @@ def _bias_interval(
     shares = []
     for row in draws.parameters[:_BIAS_DRAWS]:
         one = parabola_bias(found.data, dict(zip(names, map(float, row), strict=True)), cost, target)
-        if one is not None and math.isfinite(one.share):
-            shares.append(one.share)
-    return draws.interval(np.array(shares), bias.share) if len(shares) > 50 else (math.nan, math.nan)
+        shares.append(math.nan if one is None else one.share)
+    known = np.isfinite(shares).sum()
+    return draws.interval(np.array(shares), bias.share) if known >= _FEWEST_DRAWS else (math.nan, math.nan)
 
 
 def profile_table(results: list[IsoflopResult]) -> pd.DataFrame:

@@ -11,7 +11,6 @@ where students share one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,9 +78,12 @@ class Bootstrap:
         return np.array([end[0] for end in ends]), np.array([end[1] for end in ends])
 
     def interval(self, drawn: Array, point: float) -> tuple[float, float]:
-        """Percentiles, at the tail areas that give Student's t with `degrees` (Hesterberg 2015)."""
+        """Percentiles, at the tail areas that give Student's t with `degrees` (Hesterberg 2015).
+
+        `drawn` may stop after fewer draws; those that are not finite are left out.
+        """
         tail = expanded_tail(self.level, self.degrees(drawn))
-        low, high = np.quantile(drawn, [tail, 1 - tail])
+        low, high = np.quantile(drawn[np.isfinite(drawn)], [tail, 1 - tail])
         return float(min(low, point)), float(max(high, point))
 
     def degrees(self, drawn: Array) -> float:
@@ -91,10 +93,10 @@ class Bootstrap:
         units has few. Its gradient is taken from the draws themselves.
         """
         basis, moved = self._coordinates
-        spread = float(np.ptp(drawn))
-        if not spread > 0 or not math.isfinite(spread):
+        good = np.flatnonzero(np.isfinite(drawn))
+        if not len(good) or not float(np.ptp(drawn[good])) > 0:
             return 1.0
-        gradient = np.linalg.lstsq(moved, drawn - drawn.mean(), rcond=None)[0]
+        gradient = np.linalg.lstsq(moved[good], drawn[good] - drawn[good].mean(), rcond=None)[0]
         weights = basis @ gradient
         rest = _block_roots(basis, self.unit_of, weights)
         parts = np.zeros((len(weights), self.units))

@@ -70,7 +70,7 @@ def test_a_surface_of_another_projects_losses(
 def test_best_sizes_and_what_the_parabola_costs(
     foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("isoflop", "--metric", "loss", "--at", "1e24", "--draws", "200")
+    options = ("isoflop", "--metric", "loss", "--at", "1e24", "--draws", "300")
     assert main(command(foreign, tmp_path, *options, "--json")) == 0
     found = json.loads(capsys.readouterr().out)
     for row in found["profiles"]:
