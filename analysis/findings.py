@@ -312,13 +312,14 @@ def _scale(table: pd.DataFrame) -> Finding | None:
     rows = rows[usable(rows)]
     if rows.empty:
         return None
-    data = ", ".join(sorted({str(name) for name in table["data"].dropna()}))
-    sizes = " to ".join(
-        f"{int(value):,}" for value in sorted({rows["parameters"].min(), rows["parameters"].max()})
-    )
+    data = ", ".join(sorted({str(name) for name in table["data"].dropna()})) or "not named"
+    known = rows["parameters"].dropna()
+    ends = sorted({known.min(), known.max()}) if len(known) else []
+    sizes = " to ".join(f"{int(value):,}" for value in ends) or "an unknown number of"
     text = (
         f"Budgets {flops_text(rows['total_flops'].min())} to {flops_text(rows['total_flops'].max())} FLOPs, "
-        f"encoders of {sizes} parameters, one training list ({data}), one recipe per arm. No law is fitted "
+        f"encoders of {sizes} parameters, one training list ({data or 'not named'}), one recipe per "
+        "arm. No law is fitted "
         "and nothing is said outside this range: an order of arms here is no forecast for larger ones."
     )
     return Finding("Small scale, one data set", text)

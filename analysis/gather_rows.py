@@ -79,6 +79,7 @@ class _Own(NamedTuple):
     teacher_share: float | None
     seed: int
     budget_flops: int | None
+    matched_steps: float | None
     teacher_run_id: str | None
     scored_teacher: str | None
     teacher_students: int | None
@@ -153,19 +154,24 @@ class _Units:
         variant = self.names[cell.cell_id]
         line = _Own(
             "cell", cell.cell_id, cell.arm, cell.student, cell.teacher, cell.teacher_share, cell.seed,
-            cell.budget_flops, cell.teacher_run_id, None if goes_on else cell.teacher_run_id,
+            cell.budget_flops, self._matched_steps(cell),
+            cell.teacher_run_id, None if goes_on else cell.teacher_run_id,
             cell.teacher_students if cell.teacher_run_id else None, cell.charged_flops, cell.residual,
             own, teacher_flops, total, variant, configuration_label(cell, variant),
             _teacher_changed(record, teacher), _waiting(record, teacher),
         )  # fmt: skip
         self._add(number, line, cost)
 
+    def _matched_steps(self, cell: Cell) -> float | None:
+        """The budget of a plan that matches steps; there, FLOPs differ between the cells of one budget."""
+        return cell.budget if self.plan.match == "steps" and cell.budget > 0 else None
+
     def _teacher(self, name: str, number: int) -> None:
         record = self.records[number]
         spec, cost = record.run.spec, None if record.result is None else record.result.cost
         flops = None if cost is None else cost.total_flops
         line = _Own(
-            "teacher", None, spec.arm, name, None, None, spec.seed, None, None, None, None,
+            "teacher", None, spec.arm, name, None, None, spec.seed, None, None, None, None, None,
             record.run.cost.total_flops, None, flops, None if cost is None else 0, flops, None,
             f"teacher {name}",
         )  # fmt: skip

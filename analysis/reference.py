@@ -70,7 +70,7 @@ _MASK_NAMES = {
     "causal2": "causal x2",
 }
 #: Beyond the columns of `gather`.
-EXTRA = ("teacher_steps", "matched_steps", "printed_flops", "printed_main_flops", "tables")
+EXTRA = ("teacher_steps", "printed_flops", "printed_main_flops", "tables")
 
 
 def reference_table(name: str = NAME) -> pd.DataFrame:

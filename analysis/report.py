@@ -260,7 +260,7 @@ def _pareto_image(configs: pd.DataFrame, figures: Path) -> Image:
             f"{tables.percent(row.mean)} % at {flops_text(row.compared_flops)}"
             for row in group.sort_values("compared_flops").itertuples()
         )
-        parts.append(f"{label}, {PROBE_NAMES[str(kind)]}, {arm}: {points}")
+        parts.append(f"{label}, {PROBE_NAMES.get(str(kind), str(kind))}, {arm}: {points}")
     alt = (
         "Accuracy against pretraining FLOPs. Frontiers: "
         + ("; ".join(parts) or "none, no finite scores")
@@ -286,12 +286,13 @@ def _weak_columns(table: pd.DataFrame, cells: pd.DataFrame, figures: Path) -> li
     for label, kind in weak_teacher_panels(weak_teacher_data(table)):
         here = cells[(cells["label"] == label) & (cells["kind"] == kind)]
         passed, pairs = int(here["above"].sum()), int(here["n"].sum())
-        alt = f"{label}, {PROBE_NAMES[kind]}: {passed} of {pairs} students above their teacher, table below."
+        name = PROBE_NAMES.get(kind, kind)
+        alt = f"{label}, {name}: {passed} of {pairs} students above their teacher, table below."
         images.append(
             Image(
                 _read_png(figures / f"{file_name('weak-teacher', label, kind)}.png"),
                 alt,
-                f"{label}, {PROBE_NAMES[kind]}.",
+                f"{label}, {name}.",
             )
         )
     return images

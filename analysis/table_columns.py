@@ -37,6 +37,7 @@ NUMBERS = (
     "teacher_share",
     "seed",
     "budget_flops",
+    "matched_steps",
     "planned_flops",
     "total_flops",
     "own_flops",

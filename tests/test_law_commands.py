@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.allocation import allocation
 from analysis.cli import main
+from analysis.gather import gather
 from analysis.isoflop import Exchange, optimum
 from salt.errors import UserError
+from salt.plans import encode_plan, plan_dir
+from salt.store import write_atomically
 from tests.synthetic import BUDGETS, make_study
 
 LAW = {
@@ -124,3 +129,26 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(
         with pytest.raises(UserError, match=text):
             main(command(foreign, tmp_path / "out", *options))
     assert not (tmp_path / "out").exists()
+
+
+def test_other_projects_tables_get_a_report_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "C,acc,method\n1e18,0.41,ours\n1e19,0.5,ours\n1e18,0.4,theirs\n"
+    (tmp_path / "runs.csv").write_text(text)
+    arguments = ["report", "--table", str(tmp_path / "runs.csv"), "--columns", "metric=acc,arm=method"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert "theirs" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_plans_matched_in_steps_have_their_steps_as_the_budget_of_the_split(tmp_path: Path) -> None:
+    study = make_study(tmp_path, labels=("motion",), budgets=BUDGETS[:2], teachers=("nano",))
+    cells = tuple(msgspec.structs.replace(cell, budget=cell.budget_flops / 1e9) for cell in study.plan.cells)
+    plan = msgspec.structs.replace(study.plan, match="steps", cells=cells)
+    write_atomically(plan_dir(study.store, "miniature") / "plan.jsonl", encode_plan(plan))
+    rows = gather(study.store, "miniature")
+    arms = rows[(rows["role"] == "cell") & (rows["budget_flops"] > 0)]
+    assert set(arms["matched_steps"]) == {200.0, 400.0}
+    assert rows.loc[rows["role"] == "teacher", "matched_steps"].isna().all()
+    assert rows.loc[rows["arm"] == "random", "matched_steps"].isna().all()
+    assert set(allocation(rows).optima["budget"]) == {200.0, 400.0}
+    assert gather(make_study(tmp_path / "flops").store, "miniature")["matched_steps"].isna().all()

@@ -159,7 +159,8 @@ def _multiplier(row: Any) -> str:
         return f"{row.a} does not get there {place}: less than {row.limit:.2f} times as efficient {ends}"
     if row.bound == "at least":
         return f"{row.a} is there at its smallest {place}: at least {row.limit:.2f} times as efficient {ends}"
-    return f"{row.a} needs 1/{row.multiplier:.2f} of the compute {place} {ends}"
+    times = f"{1 / row.multiplier:.2f} times the compute of {row.b}"
+    return f"{row.a} needs {times} {place}: multiplier {row.multiplier:.2f} {ends}"
 
 
 COMMAND = Command(
