@@ -17,7 +17,6 @@ from analysis.isoflop import (
     optimum,
     parabola_bias,
     parabola_law,
-    power_law,
     profiles,
 )
 from analysis.law_bootstrap import DRAWS, LEVEL, Bootstrap, bootstrap
@@ -206,11 +205,3 @@ def law_table(results: list[IsoflopResult], flops_per_gpu_hour: float | None) ->
         }
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def size_law(result: IsoflopResult) -> tuple[float, float] | None:
-    """(factor, exponent) of N* in C by the surface, for drawing; None without one."""
-    if not result.solved:
-        return None
-    budgets = np.array([1.0, 10.0]) * float(result.table["budget_flops"].min())
-    return power_law(budgets, optimum(result.surface.parameters, budgets, result.cost)[0])
