@@ -50,6 +50,7 @@ def charged(table: pd.DataFrame, convention: str, charge: str) -> pd.Series | No
         return own
     if charge == "full":
         return own + above
+    # A run whose own FLOPs are known has its cached targets in them: where none are named, there are none.
     cache = table.get(f"cache_flops_{convention}", pd.Series(0.0, index=table.index)).fillna(0.0)
     students = table["teacher_students"].where(table["teacher_students"] > 0, 1.0)
     return own - cache + (cache + above) / students
