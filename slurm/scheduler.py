@@ -24,6 +24,8 @@ _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CONF_SERVER", "SBATCH_CLUSTERS")
 
 #: Commands of Slurm that this process waits for.
 _asked: set[subprocess.Popen[str]] = set()
+#: How often `stop_asking` was called.
+_stops = [0]
 
 
 class SchedulerSilent(RuntimeError):
@@ -65,6 +67,7 @@ def clean_environment() -> dict[str, str]:
 def ask(command: Sequence[str], timeout_s: float = ASK_S) -> str:
     """The output of a command of Slurm. Raises `SchedulerSilent`."""
     name = command[0]
+    before = _stops[0]
     try:
         process = subprocess.Popen(
             command,
@@ -82,6 +85,8 @@ def ask(command: Sequence[str], timeout_s: float = ASK_S) -> str:
         raise SchedulerSilent(f"{name} cannot be run ({error.strerror})") from error
     with process:
         _asked.add(process)
+        if _stops[0] != before:  # stopped while this one was being started, before it could be found
+            _end(process)
         try:
             out, err = process.communicate(timeout=timeout_s)
         except BaseException as error:
@@ -99,6 +104,7 @@ def ask(command: Sequence[str], timeout_s: float = ASK_S) -> str:
 
 def stop_asking() -> None:
     """End what other threads ask: who waited for them was interrupted."""
+    _stops[0] += 1  # first: a command that is just being started sees it, or is found below
     for process in tuple(_asked):
         _end(process)
 
