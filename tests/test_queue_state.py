@@ -1,14 +1,17 @@
 """What the queue says of runs, and what is said when it says nothing."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from salt.plan_specs import Plan
 from salt.store import RunDir, pretty_json, write_atomically
+from slurm import scheduler
 from slurm.queue_state import LanePhase, QueueView, lane_states
 from slurm.records import read_record, write_record
 from slurm.run_status import RunStatus
@@ -314,3 +317,18 @@ def test_the_status_changes_nothing(store: Path, plan: Plan, slurm: FakeSlurm) -
     before = {path: path.stat().st_mtime_ns for name in folders for path in (store / name).rglob("*")}
     StatusReader(store, plan).ask()
     assert {path: path.stat().st_mtime_ns for name in folders for path in (store / name).rglob("*")} == before
+
+
+def test_a_command_being_started_when_asking_stops_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = subprocess.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        process = real(*arguments, **options)
+        scheduler.stop_asking()  # it runs, and nobody could find it yet
+        return process
+
+    monkeypatch.setattr(scheduler.subprocess, "Popen", interrupted)
+    with pytest.raises(scheduler.SchedulerSilent, match="failed with code -9"):
+        scheduler.ask(["sleep", "60"], timeout_s=50)
+    monkeypatch.undo()
+    assert scheduler.ask(["echo", "again"]) == "again\n"
