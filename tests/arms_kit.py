@@ -125,14 +125,16 @@ def run_spec(
     **more: Any,
 ) -> RunSpec:
     """A run of a few steps; `teacher` is the run whose last weights are the targets."""
-    # AdamW's `eps` is large: gradients that are zero but for rounding are not to become steps of full size.
+    # AdamW's `eps` is near the gradients' size, so that a step is a smooth function of the gradient: at a
+    # small one, a gradient that is zero but for rounding becomes a step of full size, and a wrong scale of
+    # all gradients shows in no weight.
     rates: dict[str, Any] = {
         "lr": 3e-3,
         "lr_start": 0.0,
         "clip_norm": 1.0,
         "batch_clips": BATCH,
         "warmup_share": 0.25,
-        "eps": 1e-5,
+        "eps": 1e-3,
         **(optim or {}),
     }
     fields = {"patch_px": 6, "position": PositionSpec(rope_base=100.0), "init": "xavier", **(model or {})}

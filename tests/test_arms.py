@@ -288,7 +288,9 @@ def assert_same(ended: Ended, other: Ended, tolerance: float) -> None:
     ours, theirs = ended.weights, other.weights
     assert list(ours) == list(theirs)
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], atol=tolerance, rtol=0, msg=name)
+        torch.testing.assert_close(
+            tensor, theirs[name], atol=tolerance, rtol=0, msg=lambda said, name=name: f"{name}: {said}"
+        )
 
 
 LONGER = 40
