@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.frontier import Frontier
 from analysis.frontier_draws import LEVEL, Curves
 from analysis.plots import (
     ARM_NAMES,
@@ -40,6 +41,16 @@ def write_attainment(
         figure = draw_attainment(each, rows, axis, about)
         paths += write_figure(figure, folder, file_name("pareto-attainment", each.label, each.kind))
     return paths
+
+
+def write_attainments(found: Frontier, name: str, folder: Path) -> list[Path]:
+    """The figures of a study's frontiers, with what the axis and the caption must say of its cost."""
+    about, axis = f"Study {name}.", found.cost.axis
+    if found.cost.name == "flops":
+        first = found.cost.table.iloc[0]
+        about += f" FLOPs: {first['convention']} convention, teacher training charged {first['charge']}."
+        axis = "pretraining FLOPs, teacher included"
+    return write_attainment(found.curves, found.parts["attainment"], folder, axis, about)
 
 
 def draw_attainment(curves: Curves, rows: pd.DataFrame, axis: str, about: str) -> Figure:

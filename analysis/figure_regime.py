@@ -31,7 +31,9 @@ from analysis.plots import (
     write_figure,
 )
 from analysis.records import write_csv
-from analysis.regime import GROUP
+from analysis.regime import GROUP, regimes, teacher_points
+from analysis.turning import turning_points
+from analysis.weakest import surface, weakest_teachers
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (3, 1, 1, 1)))
@@ -52,6 +54,23 @@ class RegimeData:
     surface: pd.DataFrame
     within: float
     about: dict[str, str]  # plan, charge, convention
+
+
+def regime_data(table: pd.DataFrame, within: float = 0.005) -> RegimeData:
+    """Students against teachers of a gathered table; `within` is how far behind the best student the weakest
+    teacher's may be, as a share (0.005: half a point).
+    """
+    points, first = teacher_points(table), table.iloc[0]
+    about = {name: str(first[name]) for name in ("plan", "charge", "convention")}
+    return RegimeData(
+        points,
+        regimes(points),
+        turning_points(points),
+        weakest_teachers(points, within),
+        surface(points),
+        within,
+        about,
+    )
 
 
 def write_regime(

@@ -10,9 +10,7 @@ from analysis.command import Command, Job
 from salt.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from analysis.tables import Table
+    pass
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +52,7 @@ def run(job: Job) -> None:
     table, out = job.table(), job.out
     from analysis.figure_fit import write_fit
     from analysis.law_results import held_table, law_results, parameter_table, prediction_table
+    from analysis.law_text import law_table, prediction_sentences
     from analysis.laws import LAWS
     from analysis.records import records
 
@@ -77,9 +76,11 @@ def run(job: Job) -> None:
     if options.json:
         job.print_json(paths, parts)
         return
-    job.print_tables([_fit_table(results, options.metric)], _footer(job, options))
+    job.print_tables([law_table(results, options.metric)], _footer(job, options))
     if options.at is not None:
-        job.print_lines(_predictions(prediction_table(results, options.at), options.metric, options.level))
+        job.print_lines(
+            prediction_sentences(prediction_table(results, options.at), options.metric, options.level)
+        )
     job.print_paths(paths, f"fit-{options.law}-{options.metric}.")
 
 
@@ -96,77 +97,6 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--draws {options.draws}: give at least 50, and at most a million")
     if not 0.5 <= options.level < 1:
         raise UserError(f"--level {options.level}: give a share from 0.5 to below 1, such as 0.90")
-
-
-def _fit_table(results: list[Any], metric: str) -> Table:
-    from analysis.tables import Table
-
-    headers = (
-        *("arm", "label", "probe", "status", "runs", "parameters [interval]", "starts that agree"),
-        *("lack of fit p", "largest budget held out: predicted, measured", "error", "notes"),
-    )
-    return Table(
-        f"Law {results[0].fit.law.formula(metric)}",
-        headers,
-        [_fit_row(result, metric) for result in results],
-        [result.fit.data.run_ids for result in results],
-    )
-
-
-def _fit_row(result: Any, metric: str) -> tuple[str, ...]:
-    from analysis.tables import MISSING
-
-    fit, held, draws = result.fit, result.held, result.draws
-    runs = f"{len(fit.data)}" + (f" of {len(fit.data) + result.of.lost}" if result.of.lost else "")
-    p = MISSING if draws is None or draws.lack_of_fit_p is None else f"{draws.lack_of_fit_p:.2g}"
-    told, error = MISSING, MISSING
-    if held is not None and math.isfinite(held.predicted):
-        told = f"{_metric(held.predicted, metric)}, {_metric(held.measured, metric)} (x{held.factor:.3g})"
-        error = _metric(held.error, metric, signed=True)
-        error += "" if held.noise is None else f" ± {_metric(held.noise, metric)}"
-    elif held is not None:
-        told = f"{MISSING} ({held.status} without it)"
-    parameters = "; ".join(_parameter(result, name) for name in fit.law.parameters)
-    return (
-        *(result.of.arm, result.of.label, result.of.kind, fit.status, runs),
-        MISSING if fit.status == "too few points" else parameters,
-        f"{fit.agreeing} of {len(fit.starts)}" if fit.starts else MISSING,
-        *(p, told, error, "; ".join(fit.notes)),
-    )
-
-
-def _parameter(result: Any, name: str) -> str:
-    low, high = result.interval(name)
-    text = f"{name} {result.fit.parameters[name]:.4g}"
-    return text if math.isnan(low) else f"{text} [{low:.3g}, {high:.3g}]"
-
-
-def _metric(value: float, metric: str, signed: bool = False) -> str:
-    from analysis.tables import percent
-
-    if metric == "accuracy":
-        return f"{percent(value, signed)} %" if not signed else f"{percent(value, signed)} points"
-    return f"{value:+.4f}" if signed else f"{value:.4f}"
-
-
-def _predictions(table: pd.DataFrame, metric: str, level: float) -> list[str]:
-    lines = []
-    for row in table.itertuples():
-        ends = (
-            "no interval"
-            if math.isnan(row.low)
-            else (f"{100 * level:.3g} % interval {_metric(row.low, metric)} to {_metric(row.high, metric)}")
-        )
-        beyond = (
-            f"an extrapolation {row.factor:.3g} times beyond the largest budget fitted"
-            if row.factor > 1.01
-            else "inside the budgets fitted"
-        )
-        lines.append(
-            f"at {row.compute:.4g} FLOPs, {row.arm}, {row.label}, {row.kind}: {_metric(row.value, metric)}, "
-            f"{ends}; {beyond}"
-        )
-    return lines or ["no fit gives predictions"]
 
 
 def _footer(job: Job, options: argparse.Namespace) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import Any
 
 from analysis.command import Command, Job
@@ -23,6 +22,7 @@ def run(job: Job) -> None:
     table, out = job.table(), job.out
     from analysis.figure_loss_accuracy import write_loss_accuracy
     from analysis.loss_accuracy import PREDICTORS, loss_points, predictions
+    from analysis.loss_accuracy_text import predictor_table
     from analysis.records import records
 
     across = job.options.across
@@ -37,50 +37,13 @@ def run(job: Job) -> None:
     if job.options.json:
         job.print_json(paths, {"predictions": records(found), "across": across})
         return
-    job.print_tables([_table(found)], _footer(points))
+    job.print_tables([predictor_table(found)], _footer(points))
     missing = set(PREDICTORS) - set(found.loc[found["status"] != "not measured", "predictor"])
     if missing:
         job.print_lines(
             [f"not measured: {', '.join(PREDICTORS[name] for name in PREDICTORS if name in missing)}"]
         )
     job.print_paths(paths, "loss-accuracy.")
-
-
-def _table(found: Any) -> Any:
-    from analysis.loss_accuracy import LEVEL, PREDICTORS
-    from analysis.tables import MISSING, Table
-
-    def ends(low: float, high: float) -> str:
-        return MISSING if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
-
-    rows = []
-    measured = set(found.loc[found["status"] != "not measured", "predictor"])
-    for row in found[found["predictor"].isin(measured)].itertuples():
-        place = (row.label, row.kind, row.group, PREDICTORS[row.predictor], f"{row.n}", f"{row.teachers}")
-        if row.status != "ok":
-            rows.append((*place, row.status, *([MISSING] * 5)))
-            continue
-        rows.append(
-            (
-                *(*place, f"{row.r2:.2f}", ends(row.r2_low, row.r2_high), ends(row.boot_low, row.boot_high)),
-                *(f"{row.spearman:+.2f}", f"{row.effective_n:.1f}"),
-                f"{100 * row.left_out:.2f} ({100 * row.spread:.2f})",
-            )
-        )
-    headers = (
-        *(
-            "label",
-            "probe",
-            "within",
-            "predictor",
-            "runs",
-            "targets",
-            "R2",
-            f"{100 * LEVEL:.0f} % interval (Fisher)",
-        ),
-        *("bootstrap over runs", "Spearman", "effective n", "error left out (of the mean), points"),
-    )
-    return Table("How well a number without labels tells accuracy, within runs of one teacher", headers, rows)
 
 
 def _footer(points: Any) -> str:

@@ -29,17 +29,15 @@ def run(job: Job) -> None:
     if not (math.isfinite(options.within) and 0 <= options.within <= 100):
         raise UserError(f"--within {options.within}: give points of accuracy between 0 and 100, such as 0.5")
     table, out = job.table(), job.out
-    from analysis.figure_regime import RegimeData, write_regime
+    from analysis.figure_regime import regime_data, write_regime
     from analysis.figure_weak_teacher import weak_teacher_data, write_weak_teacher
     from analysis.published import LABEL, teacher_statements
     from analysis.records import records
     from analysis.reference import NAME, reference_table
-    from analysis.regime import regimes, teacher_points, without_compute
+    from analysis.regime import teacher_points, without_compute
     from analysis.regime_text import regime_sentences, regime_table
     from analysis.tables import weak_teacher_table
-    from analysis.turning import turning_points
     from analysis.weak_teacher import share_above
-    from analysis.weakest import surface, weakest_teachers
 
     data = weak_teacher_data(table)
     if data.cells.empty:
@@ -48,16 +46,7 @@ def run(job: Job) -> None:
             "an arm with teachers to the study file"
         )
     within = options.within / 100
-    points = teacher_points(table)
-    found = RegimeData(
-        points,
-        regimes(points),
-        turning_points(points),
-        weakest_teachers(points, within),
-        surface(points),
-        within,
-        {"plan": data.plan, "charge": data.charge, "convention": data.convention},
-    )
+    found = regime_data(table, within)
     published = table if options.table == NAME else None
     overlay = None
     if options.reference:
