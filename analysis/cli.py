@@ -21,6 +21,7 @@ COMMANDS = (
     "compare",
     "suggest",
     "report",
+    "verify",
 )
 
 
@@ -47,10 +48,11 @@ def parser() -> argparse.ArgumentParser:
             epilog="\n  ".join(["examples:", *command.examples]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        _common(added)
+        if command.common:
+            _common(added)
         if command.arguments is not None:
             command.arguments(added)
-        added.set_defaults(run=command.run)
+        added.set_defaults(run=command.run, common=command.common)
     return top
 
 
@@ -83,9 +85,8 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. `UserError` is raised before anything is written."""
     options = parser().parse_args(argv)
-    if options.table and options.study:
+    if options.common and options.table and options.study:
         parser().error("give either STUDY or --table, not both")
-    if options.columns and not options.table:
+    if options.common and options.columns and not options.table:
         parser().error("--columns says what the columns of --table are called: name that file too")
-    options.run(Job(options))
-    return 0
+    return options.run(Job(options)) or 0

@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command: one line of help, examples, options beside the common ones, and its work."""
+    """A command: one line of help, examples, options beside the common ones, and its work.
+
+    `run` returns an exit code, or None for 0. Without `common` a command has only its own options.
+    """
 
     name: str
     text: str
     examples: tuple[str, ...]
-    run: Callable[[Job], None]
+    run: Callable[[Job], int | None]
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    common: bool = True
 
 
 @dataclass
@@ -95,7 +99,7 @@ class Job:
                     f"plan {self.name!r} in {self.store} has no cells: plan the study again with "
                     "`salt-sweep plan`"
                 )
-        table = _only(_only(table, "label", self.options.label), "kind", self.options.probe)
+        table = only(only(table, "label", self.options.label), "kind", self.options.probe)
         used, total = cells_used(table)
         arms, arm_cells = cells_used(arm_rows(table))
         if not arms and not self.options.table:
@@ -180,7 +184,8 @@ def per_label(table: Table) -> list[Table]:
     return [Table(", ".join(key), table.headers[2:], rows) for key, rows in groups.items()]
 
 
-def _only(table: pd.DataFrame, column: str, wanted: list[str] | None) -> pd.DataFrame:
+def only(table: pd.DataFrame, column: str, wanted: list[str] | None) -> pd.DataFrame:
+    """Rows whose label or kind is among those asked for; all where none is. Unknown names are refused."""
     if not wanted:
         return table
     known = sorted(set(table[column].dropna()))

@@ -123,7 +123,7 @@ def verdicts(rules: pd.DataFrame) -> list[Verdict]:
         for (convention, charge), part in group.groupby(["convention", "charge"], sort=False):
             number += 1
             arm = " and ".join(part.loc[part["leads"], "arm"])
-            leaders.setdefault(arm, []).append(f"{convention}, {charge}")
+            leaders.setdefault(arm, []).append(f"{convention}/{charge}")
             sure = min(sure, float(part["probability_best"].max()))
         if len(leaders) == 1:
             text = (

@@ -29,6 +29,7 @@ from analysis.plots import (
     empty_note,
     few_log_labels,
     file_name,
+    hover,
     looks_of,
     panel_title,
     printable,
@@ -36,6 +37,9 @@ from analysis.plots import (
     wrapped,
     write_figure,
 )
+from analysis.published import LABEL
+from analysis.reference import reference_table
+from analysis.tables import flops
 
 
 def write_pareto(table: pd.DataFrame, folder: Path, axis: str | None = None) -> list[Path]:
@@ -52,6 +56,13 @@ def write_pareto(table: pd.DataFrame, folder: Path, axis: str | None = None) -> 
             figure = draw_pareto(data, [(label, kind)], axis)
             paths += write_figure(figure, folder, file_name("pareto", label, kind))
     return paths
+
+
+def write_published(name: str, folder: Path) -> list[Path]:
+    """Published numbers as a figure of their own: their tasks, probes and FLOPs are on other scales."""
+    table = reference_table(name)
+    data = pareto_data(table[table["label"] == LABEL].reset_index(drop=True))
+    return write_figure(draw_pareto(data, panels(data)), folder, f"pareto-{name}")
 
 
 # --- drawing ------------------------------------------------------------------------------------
@@ -231,7 +242,7 @@ def _draw_arm(axes: Axes, arm: str, look: Look, runs: pd.DataFrame, configs: pd.
     names = sorted(set(runs["config"]))
     spread_by = {name: 0.022 * (2 * (i + 0.5) / len(names) - 1) for i, name in enumerate(names)}
     places = runs["compared_flops"] * shift * (1 + runs["config"].map(spread_by).astype("float64"))
-    axes.scatter(
+    points = axes.scatter(
         places,
         100 * runs["accuracy"],
         s=6,
@@ -241,6 +252,7 @@ def _draw_arm(axes: Axes, arm: str, look: Look, runs: pd.DataFrame, configs: pd.
         linewidths=0,
         zorder=2,
     )
+    hover(points, [run_text(row) for row in runs.itertuples()])
     front = configs[configs["on_frontier"] & (configs["compared_flops"] > 0)].sort_values("compared_flops")
     if front.empty:
         return
@@ -259,6 +271,15 @@ def _draw_arm(axes: Axes, arm: str, look: Look, runs: pd.DataFrame, configs: pd.
         capsize=1.8,
         elinewidth=0.8,
         zorder=3,
+    )
+
+
+def run_text(row: Any) -> str:
+    """What the pointer shows of a run: which, what it scored and cost, and its id."""
+    return (
+        f"{row.config}, seed {row.seed:.0f}\n{row.label}, {row.kind}: {100 * row.accuracy:.1f} %\n"
+        f"{flops(row.total_flops)} FLOPs in total, budget {flops(row.budget_flops)}\n"
+        f"run {row.run_id}"
     )
 
 

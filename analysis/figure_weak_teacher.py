@@ -27,12 +27,14 @@ from analysis.plots import (
     PROBE_NAMES,
     empty_note,
     file_name,
+    hover,
     panel_title,
     printable,
     style,
     write_figure,
 )
 from analysis.records import write_csv
+from analysis.tables import flops
 from analysis.weak_teacher import student_teacher_pairs, teacher_student_table
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -246,7 +248,7 @@ def _scatter(axes: Axes, data: WeakTeacherData, key: _Key, label: str, kind: str
     axes.set(xlim=limits, ylim=limits)
     axes.plot(limits, limits, color="#666666", lw=0.8, ls=(0, (5, 2)), zorder=1)
     for (teacher, student, budget), group in pairs.groupby(["teacher", "student", "budget_flops"]):
-        axes.scatter(
+        points = axes.scatter(
             100 * group["teacher_accuracy"],
             100 * group["student_accuracy"],
             marker=key.marker(str(teacher)),
@@ -256,6 +258,7 @@ def _scatter(axes: Axes, data: WeakTeacherData, key: _Key, label: str, kind: str
             linewidths=0.4,
             zorder=3,
         )
+        hover(points, [_pair_text(row) for row in group.itertuples()])
     above = int(pairs["passed"].sum())
     text = f"{above} of {len(pairs)} above\ntheir teacher"
     if planned > len(pairs):
@@ -270,6 +273,15 @@ def _scatter(axes: Axes, data: WeakTeacherData, key: _Key, label: str, kind: str
         fontsize=6.5,
         zorder=4,
         bbox=NOTE_BOX,
+    )
+
+
+def _pair_text(row: Any) -> str:
+    """What the pointer shows of a student and its teacher."""
+    return (
+        f"{row.config}, seed {row.seed:.0f}\n{row.label}, {row.kind}: {100 * row.student_accuracy:.1f} %, "
+        f"its teacher {100 * row.teacher_accuracy:.1f} %\nbudget {flops(row.budget_flops)} FLOPs\n"
+        f"run {row.run_id}, teacher {row.teacher_run_id}"
     )
 
 

@@ -319,8 +319,7 @@ def _scale(table: pd.DataFrame) -> Finding | None:
     text = (
         f"Budgets {flops_text(rows['total_flops'].min())} to {flops_text(rows['total_flops'].max())} FLOPs, "
         f"encoders of {sizes} parameters, one training list ({data or 'not named'}), one recipe per "
-        "arm. No law is fitted "
-        "and nothing is said outside this range: an order of arms here is no forecast for larger ones."
+        "arm. Nothing is shown outside this range: an order of arms here is no forecast for larger ones."
     )
     return Finding("Small scale, one data set", text)
 

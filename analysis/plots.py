@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import textwrap
 import unicodedata
@@ -25,8 +26,9 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from salt.store import write_atomically
 
@@ -154,13 +156,15 @@ def few_log_labels(axes: Axes) -> None:
     decades = math.log10(high / low)
     steps = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value)))
+    if decades < 0.4:  # 1, 2 and 5 need not be inside, and more ticks would be told as the same number
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value, decades)))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _scientific(value: float) -> str:
-    mantissa, exponent = f"{value:.0e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+def _scientific(value: float, decades: float) -> str:
+    mantissa, exponent = f"{value:.{0 if decades >= 0.4 else 2}e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def wrapped(text: str, width_in: float) -> str:
@@ -173,6 +177,43 @@ def empty_note(axes: Axes, text: str) -> None:
     axes.text(
         0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=7.5, color="#444444"
     )
+
+
+class Hover(NamedTuple):
+    """A place in a figure, in percent of its width and height from the upper left, and what is there."""
+
+    left: float
+    top: float
+    text: str
+
+    @property
+    def side(self) -> str:
+        """Where the text finds room: to the left of a point in the right half, below one near the top."""
+        return (" back" if self.left > 50 else "") + (" under" if self.top < 25 else "")
+
+
+_HOVER = "salt-hover:"
+
+
+def hover(points: Any, texts: Sequence[str]) -> None:
+    """Keep a text for each point of a scatter, in their order. Nothing of it is drawn."""
+    points.set_gid(_HOVER + json.dumps(list(texts)))
+
+
+def hovers(figure: Figure) -> tuple[Hover, ...]:
+    """The places of all points that have a text, as the figure is drawn to a file; overlaying ones too."""
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    width, height = figure.bbox.width, figure.bbox.height
+    found = []
+    for points in figure.findobj(PathCollection):
+        kept = points.get_gid() or ""
+        if not kept.startswith(_HOVER):
+            continue
+        places = points.get_offset_transform().transform(points.get_offsets())
+        for (x, y), text in zip(places, json.loads(kept.removeprefix(_HOVER)), strict=True):
+            found.append(Hover(round(100 * x / width, 2), round(100 * (1 - y / height), 2), text))
+    return tuple(found)
 
 
 def png_bytes(figure: Figure) -> bytes:

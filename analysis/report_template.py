@@ -1,4 +1,4 @@
-"""The page of the report, as a Jinja template. Everything put into it is escaped."""
+"""The page of the report, as a Jinja template. Everything put into it is escaped, and nothing in it runs."""
 
 from __future__ import annotations
 
@@ -6,107 +6,112 @@ TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; overflow-wrap: anywhere; }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; }
 h2 { font-size: 1.25rem; margin-top: 2.4rem; border-bottom: 1px solid #bbb; }
 h3 { font-size: 1rem; margin-bottom: .2rem; }
-.wide { overflow-x: auto; }
+h3 + p { margin-top: .2rem; }
+a { color: #0b4f8a; }
+.wide { overflow-x: auto; overflow-wrap: normal; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 caption { text-align: left; padding: .3rem 0; color: #333; }
 th, td { padding: .22rem .55rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; } td.long { white-space: normal; min-width: 18rem; }
 thead th { border-bottom: 2px solid #777; background: #f4f4f4; }
-figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
-figcaption { font-size: .85rem; color: #333; }
-.columns { display: flex; flex-wrap: wrap; gap: 1rem; }
-.columns figure { flex: 1 1 20rem; max-width: 29rem; }
-.runs code { font-size: .72rem; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; } figcaption { font-size: .85rem; color: #333; }
+.picture { position: relative; } .picture img { display: block; width: 100%; height: auto; }
+figure { max-width: 62rem; } figure.column { max-width: 29rem; }
+.columns { display: grid; gap: 1rem; }
+.columns { grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
+.columns figure { margin: 0; }
+.point { position: absolute; width: 11px; height: 11px; margin: -5.5px 0 0 -5.5px; border-radius: 50%; }
+.point:hover, .point:focus { outline: 2px solid #000; z-index: 2; }
+.point span { display: none; position: absolute; bottom: 14px; left: -4px; width: max-content; }
+.point span { max-width: 15rem; padding: .3rem .5rem; font-size: .78rem; line-height: 1.35; }
+.point span { color: #fff; background: #222; border-radius: 3px; white-space: pre-line; }
+.point.back span { left: auto; right: -4px; }
+.point.under span { bottom: auto; top: 14px; }
+.point:hover span, .point:focus span { display: block; }
+p + .runs { margin-top: -.8rem; font-size: .85rem; color: #333; }
+.runs code { white-space: normal; font-size: .72rem; overflow-wrap: anywhere; }
 details { margin: .4rem 0; } summary { cursor: pointer; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
 nav ul { columns: 2; padding-left: 1.2rem; } code { font-size: .85em; }
+@media (max-width: 40rem) { nav ul { columns: 1; } h1 { font-size: 1.35rem; } }
+@media print { details > * { display: block; } .point { display: none; } }
 </style>
 </head>
 <body>
 {% macro runs(ids) -%}
-<details class="runs"><summary>{{ ids | length }} runs</summary><code>{{ ids | join(" ") }}</code></details>
+<details class="runs"><summary>{{ ids | length }} run{{ "" if ids | length == 1 else "s" }}</summary>
+<code>{{ ids | join(" ") }}</code></details>
 {%- endmacro %}
-{% macro show(table) -%}
-<div class="wide" tabindex="0" role="region" aria-label="{{ table.caption }}"><table>
+{% macro table(block) -%}
+{% set table = block.table %}
+<div class="wide" tabindex="0" role="region" aria-label="{{ table.caption }}">
+<table data-block="{{ block.key }}">
 <caption>{{ table.caption }}</caption>
 <thead><tr>{% for name in table.headers %}<th scope="col">{{ name }}</th>{% endfor %}
 {%- if table.run_ids %}<th scope="col">run ids</th>{% endif %}</tr></thead>
 <tbody>{% for row in table.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}
+<tr>{% for cell in row %}<td{% if cell | length > 32 %} class="long"{% endif %}>{{ cell }}</td>{% endfor %}
 {%- if table.run_ids %}<td>{{ runs(table.run_ids[loop.index0]) }}</td>{% endif %}</tr>{% else %}
 <tr><td colspan="{{ table.headers | length }}">nothing</td></tr>{% endfor %}
 </tbody></table></div>
 {%- endmacro %}
-{% macro finding(item) -%}
-<h3>{{ item.topic }}</h3>
-<p>{{ item.text }}</p>
-{% if item.run_ids %}{{ runs(item.run_ids) }}{% endif %}
-{%- endmacro %}
-{% macro picture(image) -%}
-<figure><img src="data:image/png;base64,{{ image.data }}" alt="{{ image.alt }}">
-<figcaption>{{ image.caption }}</figcaption></figure>
+{% macro draw(block) -%}
+{% if block.kind == "prose" %}
+<div data-block="{{ block.key }}">{% for text in block.texts %}<p>{{ text }}</p>{% endfor %}</div>
+{% elif block.kind == "pairs" %}
+<dl data-block="{{ block.key }}">
+{% for name, text in block.pairs %}<dt>{{ name }}</dt><dd>{{ text }}</dd>{% endfor %}</dl>
+{% elif block.kind == "found" %}
+<div data-block="{{ block.key }}"><h3>{{ block.finding.topic }}</h3>
+<p>{{ block.finding.text }}</p>
+{% if block.finding.run_ids %}{{ runs(block.finding.run_ids) }}{% endif %}</div>
+{% elif block.kind == "said" %}
+<details data-block="{{ block.key }}"><summary>{{ block.name }}: what can be said</summary>
+<ul>{% for line in block.lines %}<li>{{ line }}</li>{% endfor %}</ul>
+{{ runs(block.run_ids) }}</details>
+{% elif block.kind == "shown" and block.folded %}
+<details><summary>{{ block.folded }}</summary>{{ table(block) }}</details>
+{% elif block.kind == "shown" %}
+{{ table(block) }}
+{% else %}
+<figure data-block="{{ block.key }}"{% if block.column %} class="column"{% endif %}>
+<div class="picture"><img src="data:image/png;base64,{{ block.data }}" alt="{{ block.alt }}">
+{% for hover in block.hovers %}
+<div class="point{{ hover.side }}" style="left:{{ hover.left }}%;top:{{ hover.top }}%" tabindex="-1"
+ aria-hidden="true"><span>{{ hover.text }}</span></div>
+{% endfor %}</div>
+<figcaption>{{ block.caption }}</figcaption></figure>
+{% endif %}
 {%- endmacro %}
 <header>
 <h1>{{ title }}</h1>
 <p>{{ question }}</p>
-<p>{{ used }} of {{ total }} cells used. Numbers come from the run store and carry their run ids.</p>
+<p>{{ used }} of {{ total }} cells used. Numbers are computed from the runs whose ids stand beside them;
+{{ verify }} computes them again.</p>
 </header>
 <nav aria-label="Contents"><ul>
-{% for id, name in contents %}<li><a href="#{{ id }}">{{ name }}</a></li>{% endfor %}
+{% for section in sections %}<li><a href="#{{ section.id }}">{{ section.title }}</a></li>{% endfor %}
 </ul></nav>
 <main>
-<section aria-labelledby="results"><h2 id="results">What came out</h2>
-{% for item in results %}{{ finding(item) }}{% endfor %}
+{% for section in sections %}
+<section aria-labelledby="{{ section.id }}"><h2 id="{{ section.id }}">{{ section.title }}</h2>
+{% for group in section.groups %}{% if group | length > 1 %}<div class="columns">{% endif %}
+{% for block in group %}{{ draw(block) }}{% endfor %}
+{% if group | length > 1 %}</div>{% endif %}{% endfor %}
 </section>
-<section aria-labelledby="limits"><h2 id="limits">What may not be concluded at this size</h2>
-{% for item in limits %}{{ finding(item) }}{% endfor %}
-</section>
-<section aria-labelledby="design"><h2 id="design">Design</h2>
-<dl>{% for name, text in design %}<dt>{{ name }}</dt><dd>{{ text }}</dd>{% endfor %}</dl>
-</section>
-<section aria-labelledby="ran"><h2 id="ran">What was run and what was lost</h2>
-<p>{{ ran }}</p>
-{% if lost.rows %}{{ show(lost) }}{% endif %}
-</section>
-<section aria-labelledby="frontier"><h2 id="frontier">Accuracy against FLOPs</h2>
-{{ picture(pareto_image) }}
-{{ show(frontier) }}
-<details><summary>All configurations, on the frontier or not</summary>{{ show(all_configurations) }}</details>
-</section>
-<section aria-labelledby="controls"><h2 id="controls">Controls</h2>
-{{ show(controls) }}
-</section>
-<section aria-labelledby="teachers">
-<h2 id="teachers">Students and their teachers, with the equal-FLOPs control</h2>
-{{ picture(weak_image) }}
-<div class="columns">
-{% for image in weak_columns %}{{ picture(image) }}{% endfor %}
-</div>
-<details><summary>The table in full</summary>{{ show(teachers) }}</details>
-</section>
-<section aria-labelledby="comparisons"><h2 id="comparisons">Comparisons of arms at equal budget</h2>
-<p>Paired by seed. Intervals are uncorrected; p is Holm's over all comparisons of the same label and probe
-in a table, and
-nothing is claimed at a corrected p of 0.05 or more, or when the interval holds 0.</p>
-{{ show(differences) }}
-<details><summary>At the same student size</summary>{{ show(same_size) }}</details>
-<h3>More compute</h3>
-{{ show(budgets) }}
-</section>
-<section aria-labelledby="cost"><h2 id="cost">Cost, probes and repeats of data</h2>
-{{ show(cost) }}
-</section>
-<section aria-labelledby="method"><h2 id="method">How the numbers are made</h2>
-<dl>{% for name, text in method %}<dt>{{ name }}</dt><dd>{{ text }}</dd>{% endfor %}</dl>
-</section>
+{% endfor %}
 </main>
 </body>
 </html>

@@ -24,7 +24,10 @@ from analysis.findings import limits
 from analysis.gather import gather
 from analysis.pareto import configurations
 from analysis.plots import printable
-from analysis.report import collect, render
+from analysis.report import render
+from analysis.report_analyses import analyse, collect
+from analysis.report_figures import write_figures
+from analysis.report_sections import sections
 from analysis.tables import frontier_table, percent
 from salt.plan_specs import Cell, PlannedRun
 from tests.synthetic import BUDGETS, Study, make_study
@@ -113,13 +116,17 @@ def test_page_is_whole_accessible_and_needs_no_network(written: tuple[Study, str
     assert html.escape("'<script>?'", quote=False)[1:-1] in page
 
 
+def _cell(text: str) -> str:
+    return f"<td{' class=' + chr(34) + 'long' + chr(34) if len(text) > 32 else ''}>{html.escape(text)}</td>"
+
+
 def test_page_numbers_come_from_the_store_with_their_runs(written: tuple[Study, str, pd.DataFrame]) -> None:
     study, page, table = written
     configs = configurations(table)
     shown = frontier_table(configs[configs["frames"] == "ordered"])
     assert shown.rows
     for row, ids in zip(shown.rows, shown.run_ids, strict=True):
-        assert "".join(f"<td>{html.escape(cell)}</td>" for cell in row[2:8]) in page
+        assert "".join(_cell(cell) for cell in row[2:8]) in page
         assert " ".join(ids) in page
     pixel = [study.cell("pixel", seed=seed, budget=TOP) for seed in range(3)]
     mean = table[
@@ -129,6 +136,8 @@ def test_page_numbers_come_from_the_store_with_their_runs(written: tuple[Study, 
         & (table["frames"] == "ordered")
     ]["accuracy"].mean()
     assert f"<td>{percent(mean)}</td>" in page
+    texts = set(re.findall(r"run ([0-9a-f]{16})(?:, teacher|</span>)", page))
+    assert texts >= {cell.run_id for cell in pixel}
     for _, row in arm_differences(table, configs).iterrows():
         assert html.escape(row["verdict"]) in page
     assert "diverged at step 37: loss is &lt;nan&gt;" in page
@@ -250,8 +259,9 @@ def test_report_without_teachers_still_stands(tmp_path: Path) -> None:
     study = small(tmp_path / "store", teachers=())
     table = gather(study.store, "miniature")
     table = table[table["kind"] == "linear"].reset_index(drop=True)
-    write_pareto(table, tmp_path / "figures")
-    write_weak_teacher(table, tmp_path / "figures")
-    page = render(collect(table), "Why?", tmp_path / "figures")
+    made = analyse(table)
+    write_figures(made, tmp_path / "figures")
+    page = render(table, "Why?", sections(made, tmp_path / "figures", []))
     assert "Why?" in page
+    assert "No cell of this study has a frozen teacher." in page
     assert "The charge decides" not in page

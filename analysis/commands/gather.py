@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from analysis.command import Command, Job, _only
+from analysis.command import Command, Job, only
 from salt.errors import UserError
 
 
@@ -33,7 +33,7 @@ def run(job: Job) -> None:
         table = gather(job.store, job.name)
     if table.empty:
         raise UserError(f"plan {job.name!r} in {job.store} has no cells: plan the study again")
-    table = _only(_only(table, "label", job.options.label), "kind", job.options.probe)
+    table = only(only(table, "label", job.options.label), "kind", job.options.probe)
     paths = [write_csv(table, job.out / "gathered.csv")]
     if job.options.parquet:
         paths.append(write_parquet(table, job.out / "gathered.parquet"))

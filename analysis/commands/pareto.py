@@ -42,7 +42,9 @@ def run(job: Job) -> None:
     paths += _figures(job, found, folder)
     reference = _reference(options.reference)
     if reference is not None and not options.no_figures:
-        paths += _reference_figure(options.reference, folder)
+        from analysis.figure_pareto import write_published
+
+        paths += write_published(options.reference, folder)
     if options.json:
         whole: dict[str, Any] = {"configurations": records(ordered)}
         whole |= {name: records(rows) for name, rows in parts.items()}
@@ -87,18 +89,6 @@ def _reference(name: str | None) -> pd.DataFrame | None:
 
     configs = configurations(reference_table(name))
     return configs[configs["label"] == "avg4"]
-
-
-def _reference_figure(name: str, folder: Path) -> list[Path]:
-    """The published frontier as a figure of its own: its tasks, probes and FLOPs are on other scales."""
-    from analysis.figure_pareto import draw_pareto
-    from analysis.figure_pareto_data import panels, pareto_data
-    from analysis.plots import write_figure
-    from analysis.reference import reference_table
-
-    table = reference_table(name)
-    data = pareto_data(table[table["label"] == "avg4"].reset_index(drop=True))
-    return write_figure(draw_pareto(data, panels(data)), folder, f"pareto-{name}")
 
 
 COMMAND = Command(

@@ -6,16 +6,18 @@ from analysis.command import Command, Job
 
 
 def run(job: Job) -> None:
-    """Write the page with its figures, and say where they are."""
+    """Write the page with its figures and tables, and say where they are."""
     table, out = job.table(), job.out
-    from analysis.report import collect, evidence_records, write_report
+    from analysis.report import FIGURES, TABLES, write_report
+    from analysis.report_source import source_of
 
-    paths = write_report(job.store, table, out, lambda text: job.say(f"report: {text}"))
+    report = write_report(source_of(job), table, out, lambda text: job.say(f"report: {text}"))
     if job.options.json:
-        job.print_json(paths, evidence_records(collect(table)))
+        job.print_json(report.paths, report.findings())
         return
-    print(f"report: {paths[0]}")
-    print(f"figures: {out / 'figures'}")
+    print(f"report: {report.paths[0]}")
+    print(f"figures: {out / FIGURES}")
+    print(f"tables: {out / TABLES} (CSV and LaTeX)")
 
 
 COMMAND = Command(
