@@ -26,6 +26,7 @@ study: $(VENV)/.installed
 	$(BIN)/salt-analyze pareto $(PLAN)
 	$(BIN)/salt-analyze weak-teacher $(PLAN)
 	$(BIN)/salt-analyze report $(PLAN)
+	@store="$${SALT_STORE:-salt-store}"; $(BIN)/salt-analyze verify "$$store/reports/$(PLAN)"
 	@store="$${SALT_STORE:-salt-store}"; \
 	echo "report:  $$store/reports/$(PLAN)/report.html"; \
 	echo "figures: $$store/reports/$(PLAN)/figures/"

@@ -152,7 +152,7 @@ def _difference(
 
 def _numbers(block: str, texts: dict[tuple[str, str], str]) -> list[int]:
     """The columns of a table that have a header."""
-    found = []
+    found: list[int] = []
     while (block, f"header {len(found) + 1}") in texts:
         found.append(len(found) + 1)
     return found
