@@ -22,6 +22,8 @@ COMMANDS = (
     "suggest",
     "report",
     "verify",
+    "export",
+    "import_",
 )
 
 

@@ -45,15 +45,20 @@ def write_fit(results: list[LawResult], table: pd.DataFrame, folder: Path, at: f
     """
     first = results[0]
     name = f"fit-{first.fit.law.name}-{first.fit.data.metric}"
-    tables = {
+    tables = fit_tables(results, at)
+    paths = [write_csv(rows, folder / f"{name}-{part}.csv") for part, rows in tables.items()]
+    return paths + write_figure(draw_fit(results, tables, table), folder, name)
+
+
+def fit_tables(results: list[LawResult], at: float | None = None) -> dict[str, pd.DataFrame]:
+    """What a figure of fits is drawn from, by name; `at` is a budget in FLOPs up to which curves go."""
+    return {
         "parameters": parameter_table(results),
         "held-out": held_table(results),
         "starts": start_table(results),
         "points": point_table(results),
         "curves": curve_table(results, at),
     }
-    paths = [write_csv(rows, folder / f"{name}-{part}.csv") for part, rows in tables.items()]
-    return paths + write_figure(draw_fit(results, tables, table), folder, name)
 
 
 def draw_fit(results: list[LawResult], tables: dict[str, pd.DataFrame], table: pd.DataFrame) -> Figure:

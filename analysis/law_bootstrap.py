@@ -96,7 +96,10 @@ class Bootstrap:
         good = np.flatnonzero(np.isfinite(drawn))
         if not len(good) or not float(np.ptp(drawn[good])) > 0:
             return 1.0
-        gradient = np.linalg.lstsq(moved[good], drawn[good] - drawn[good].mean(), rcond=None)[0]
+        # In units of the largest move: the result is a ratio, and draws of a degenerate fit have no bounds.
+        centred = drawn[good] / np.abs(drawn[good]).max()
+        centred -= centred.mean()
+        gradient = np.linalg.lstsq(moved[good], centred / np.abs(centred).max(), rcond=None)[0]
         weights = basis @ gradient
         rest = _block_roots(basis, self.unit_of, weights)
         parts = np.zeros((len(weights), self.units))

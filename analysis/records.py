@@ -66,10 +66,15 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def write_csv(table: pd.DataFrame, path: Path) -> Path:
     """Write a table with a header; lists (run ids) are joined by blanks, missing values are empty."""
-    columns = {str(name): _csv_column(str(name), table[name]) for name in table.columns}
-    text = pd.DataFrame(columns, index=table.index).to_csv(index=False, lineterminator="\n")
-    write_atomically(path, text.encode())
+    write_atomically(path, csv_text(table).encode())
     return path
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The text of that file."""
+    columns = {str(name): _csv_column(str(name), table[name]) for name in table.columns}
+    text: str = pd.DataFrame(columns, index=table.index).to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def _csv_column(name: str, column: pd.Series) -> pd.Series:

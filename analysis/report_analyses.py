@@ -72,6 +72,10 @@ def _evidence(table: pd.DataFrame, configs: pd.DataFrame) -> Evidence:
     )
 
 
+def _all_pairs(table: pd.DataFrame, configs: pd.DataFrame) -> pd.DataFrame:
+    return comparisons(table, configs, all_arms(configs), 0.95)
+
+
 def analyse(table: pd.DataFrame, say: Callable[[str], None] = lambda text: None) -> Analyses:
     """Make all analyses of a gathered table. What a table does not hold enough for is left out, with the
     reason in `refused`; `say` hears what is being done.
@@ -103,6 +107,6 @@ def analyse(table: pd.DataFrame, say: Callable[[str], None] = lambda text: None)
         isoflop=attempt("isoFLOP profiles", lambda: isoflop_results(table, "accuracy"), []),
         losses=losses,
         predictors=None if losses is None else predictions(losses),
-        versus=comparisons(table, found.configs, all_arms(found.configs), 0.95),
+        versus=attempt("paired comparisons", partial(_all_pairs, table, found.configs), pd.DataFrame()),
         refused=refused,
     )

@@ -40,7 +40,7 @@ COMMANDS = {
     ],
     "salt-analyze": [
         *("gather", "pareto", "weak-teacher", "allocation", "fit", "isoflop", "loss-accuracy", "compare"),
-        *("suggest", "report", "verify"),
+        *("suggest", "report", "verify", "export", "import"),
     ],
     "salt-train": ["run", "show", "probe", "export", "import"],
     "salt-data": ["digits", "scan", "pack", "bench", "duplicates"],
