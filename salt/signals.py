@@ -42,10 +42,13 @@ class Stop:
         self.request: Request | None = None
         #: Set while this process works on a run whose claim another one has taken (`salt.claim`).
         self.lost = False
+        #: Set by whoever decided that the run in hand is not worth going on with (pruning): it saves and
+        #: stops as after a request, and whoever set it takes it back.
+        self.enough = False
 
     @property
     def requested(self) -> bool:
-        return self.request is not None or self.lost
+        return self.request is not None or self.lost or self.enough
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
         """Note a request, as the handler of its signal; the second and later ones change nothing."""

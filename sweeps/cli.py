@@ -18,6 +18,7 @@ from sweeps.simulate_cli import add_simulate
 from sweeps.site_cli import add_site
 from sweeps.status_cli import add_status
 from sweeps.submit_cli import add_submit
+from sweeps.tune_cli import add_tune
 
 
 def main(argv: list[str]) -> int:
@@ -52,5 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     add_diff(commands)
     add_ledger(commands)
     add_recipe(commands)
+    add_tune(commands)
     add_benchmark(commands)
     return parser

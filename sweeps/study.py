@@ -18,7 +18,8 @@ from sweeps.config import SPLITS, TARGETS, ArmConfig, ProbeConfig, StudyFile
 from sweeps.document import decode, overlay, parse_yaml, unknown_key
 from sweeps.external import External, read_external
 from sweeps.mask_config import mask_spec
-from sweeps.recipe import Recipe, find_recipe
+from sweeps.recipe import Recipe
+from sweeps.recipe_file import recipe_of
 from sweeps.sources import Source, sources_of
 from sweeps.study_checks import problems_of
 
@@ -206,7 +207,7 @@ def load_study(
         budgets=_budgets(file),
         sizes=_sizes(file, path),
         sources=sources_of(file, folder or path.parent),
-        rules=find_recipe(file.recipe) if file.recipe is not None else None,
+        rules=recipe_of(file.recipe, folder or path.parent) if file.recipe is not None else None,
         external=_external(file, path, folder or path.parent),
     )
     problems = problems_of(study)

@@ -35,6 +35,7 @@ COMMANDS = {
             "diff",
             "ledger",
             "recipe",
+            "tune",
             "benchmark",
         ),
     ],
