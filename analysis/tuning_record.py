@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pandas as pd
 
 from analysis.findings import Finding
 from analysis.pareto import arm_order, arm_rows
+from salt.store import read_json
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,25 @@ class Tuning:
     trials: dict[str, int]
 
 
+class _Arm(msgspec.Struct):
+    complete: int
+    pruned: int = 0
+    failed: int = 0
+
+
+class _Record(msgspec.Struct):
+    name: str
+    arms: dict[str, _Arm]
+
+
 def read_tuning(store: Path) -> list[Tuning]:
-    """All tuning studies of a store."""
-    return []
+    """All tunings of a store that left a `tuning.json`, with the trials that ended, however they did."""
+    found = []
+    for path in sorted((store / "tuning").glob("*/tuning.json")):
+        record = read_json(path, _Record)
+        trials = {arm: each.complete + each.pruned + each.failed for arm, each in record.arms.items()}
+        found.append(Tuning(record.name, trials))
+    return found
 
 
 def tuning_threats(table: pd.DataFrame, tuning: list[Tuning]) -> list[Finding]:

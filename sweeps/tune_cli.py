@@ -94,7 +94,7 @@ def _tune(args: argparse.Namespace) -> int:
             args, f"{seeded(store, config, args.seed_from)} finished trials of {args.seed_from} taken over"
         )
     if not args.show:
-        run_workers(store, config, args.workers, quiet=args.json)
+        run_workers(store, config, args.workers)
     told = write_summary(store, config, GRACE_S)
     if args.recipe:
         path = Path(args.recipe)
@@ -236,7 +236,7 @@ def _cell(text: str | None, study: Study, arms: list[str]) -> dict[str, Any]:
 
 
 def _priced(study: Study, config: TuneConfig, data: bytes) -> dict[str, Any]:
-    """Plan the middle of every arm's space: what a trial costs. Raises `UserError` where it cannot be made."""
+    """Plan both ends of every arm's space: what a trial costs. Raises `UserError` where none can be made."""
     import tempfile
 
     from sweeps.tune_config import STUDY, tuning_dir

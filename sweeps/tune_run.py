@@ -33,7 +33,7 @@ def work(store: Path, config: TuneConfig, grace_s: int = GRACE_S) -> None:
     end_orphans(worker.studies, slots)
 
 
-def run_workers(store: Path, config: TuneConfig, workers: int, *, quiet: bool = False) -> None:
+def run_workers(store: Path, config: TuneConfig, workers: int) -> None:
     """Work with so many processes; one is this process itself.
 
     Raises:
@@ -45,15 +45,13 @@ def run_workers(store: Path, config: TuneConfig, workers: int, *, quiet: bool = 
             work(store, config)
         return
     from slurm.submission import worker_environment
-    from slurm.worker import stop_with_parent  # noqa: F401 - what the workers end by
 
     command = [sys.executable, "-P", "-m", "sweeps.tune_run", str(store.absolute()), config.name]
     command += ["--parent", str(os.getpid())]
     threads = max(1, (os.cpu_count() or 1) // workers)
-    output = subprocess.DEVNULL if quiet else None
     fleet = [
         subprocess.Popen(
-            command, env=worker_environment(threads), stdin=subprocess.DEVNULL, stdout=output or sys.stderr
+            command, env=worker_environment(threads), stdin=subprocess.DEVNULL, stdout=sys.stderr
         )
         for _ in range(workers)
     ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from salt.claim import Claim, ClaimHeld
 from salt.errors import ClaimLost, Interrupted, RunFailed, UserError
-from salt.metrics import last_row
+from salt.metrics import last_row, read_metrics
 from salt.plan_specs import Cell, Plan, PlannedRun
 from salt.signals import STOP
 from salt.store import RunDir
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 POLL_S = 0.5
+#: How often the loss of a trial that may be pruned is looked at.
+LOOK_S = 0.1
 #: A trial can be pruned at these shares of its steps.
 RUNGS = (0.25, 0.5, 0.75)
 
@@ -124,9 +126,10 @@ class Trainer:
             if objective == "flops":
                 yield float(cell.charged_flops)
             elif objective == "loss":
-                result = folder.read_result()
-                assert result is not None
-                yield float(result.final_loss)  # type: ignore[arg-type]
+                loss = recent_loss(folder)
+                if loss is None:
+                    raise UserError(f"run {cell.run_id} logged no loss: lower execution.log_every_steps")
+                yield loss
             else:
                 yield _selection_accuracy(plan, folder)
 
@@ -154,6 +157,21 @@ def _teachers(plan: Plan, run_id: str) -> list[str]:
     return way[::-1]
 
 
+def recent_loss(folder: RunDir, step: int | None = None) -> float | None:
+    """Mean of the losses logged in the last tenth of a run's steps up to `step` (its end); None without any.
+
+    One step's loss hangs on its clips.
+    """
+    rows = [row for row in read_metrics(folder.metrics) if row.get("loss") is not None]
+    if step is not None:
+        rows = [row for row in rows if row["step"] <= step] or rows[:1]
+    if not rows:
+        return None
+    last = rows[-1]["step"]
+    recent = [row["loss"] for row in rows if row["step"] > 0.9 * last]
+    return float(sum(recent) / len(recent))
+
+
 @contextlib.contextmanager
 def pruning(folder: RunDir, run: PlannedRun, trial: Trial | None) -> Iterator[list[float]]:
     """While a run trains, report its loss at each rung and stop it where the median of the others is better.
@@ -168,12 +186,14 @@ def pruning(folder: RunDir, run: PlannedRun, trial: Trial | None) -> Iterator[li
 
     def watch() -> None:
         rungs = [round(share * run.spec.steps) for share in RUNGS]
-        while rungs and not done.wait(POLL_S):
+        while rungs and not done.wait(LOOK_S):
             row = last_row(folder.metrics)
-            loss = None if row is None else row.get("loss")
-            if row is None or loss is None or row["step"] < rungs[0]:
+            if row is None or row["step"] < rungs[0]:
                 continue
             rung = rungs.pop(0)
+            loss = recent_loss(folder, rung)
+            if loss is None:
+                continue
             trial.report(loss, rung)
             if trial.should_prune():
                 pruned.append(loss)
@@ -220,7 +240,7 @@ def trial_changes(
     match = raw.get("match", "flops")
     budget: Any = values.get(BUDGET, config.budget)
     changed |= dict.fromkeys(key.values(), ())
-    changed[key[match]] = [int(budget) if match == "steps" else budget]
+    changed[key[match]] = [budget if match == "gpu-hours" else round(budget)]
     changed |= {
         "seeds": [config.seed],
         "extra_seeds": [],

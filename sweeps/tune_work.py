@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from salt.claim import Claim, ClaimHeld
-from salt.errors import ClaimLost
+from salt.errors import ClaimLost, UserError
 from salt.signals import STOP, heeding
 from salt.specs import NonNegativeInt, Spec
 from salt.store import RunDir, pretty_json, read_json, write_atomically
@@ -94,7 +94,7 @@ class Worker:
         self.studies = {arm: open_study(storage, config, arm) for arm in config.arms}
 
     def run(self) -> None:
-        """Until every slot has an outcome that Optuna knows. Raises `KeyboardInterrupt` when asked to stop."""
+        """Until every slot has an outcome that Optuna knows. `KeyboardInterrupt`: asked to stop."""
         slots = [
             Slot(self.folder, arm, number) for number in range(self.config.trials) for arm in self.config.arms
         ]
@@ -141,15 +141,17 @@ class Worker:
         if record is None:
             trial = study.ask(distributions(of_arm(self.config.space, slot.arm)))
             values = suggest(trial, of_arm(self.config.space, slot.arm))
-            record = TrialRecord(
-                arm=slot.arm, number=trial.number, values=values, run_id=self.identify(slot.arm, values)
-            )
+            try:
+                run_id = self.identify(slot.arm, values)
+            except UserError as error:  # such values make no run: a step too dear for the budget
+                run_id, outcome = "none", Outcome(state="failed", reason=f"cannot be planned: {error}")
+            record = TrialRecord(arm=slot.arm, number=trial.number, values=values, run_id=run_id)
             trial.set_user_attr("run_id", record.run_id)
             slot.write("trial.json", record)
             self.report(f"{slot.run_id}: trial {trial.number}, run {record.run_id}: {values_text(values)}")
         if outcome is None:
             outcome = self.evaluate(record, running(study, record.number))
-            slot.write("outcome.json", outcome)
+        slot.write("outcome.json", outcome)
         tell(study, record.number, outcome)
         self.report(f"{slot.run_id}: {outcome.state} {', '.join(f'{v:.6g}' for v in outcome.objectives)}")
 
