@@ -10,7 +10,8 @@ import msgspec
 
 from salt.checkpoint import Origin, load_kept
 from salt.errors import RunFailed
-from salt.specs import ModelSpec, RunSpec, TeacherRef
+from salt.flops import own_adapter
+from salt.specs import UNSET, ModelSpec, RunSpec, TeacherRef
 from salt.store import RunDir, write_atomically
 from salt.tensor_names import misfits, plain_names, shapes
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     import torch
 
     from salt.specs import ClipSpec
+    from salt.external_model import ExternalEncoder
     from salt.vit import Encoder
+
+    AnyEncoder = Encoder | ExternalEncoder
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,9 +115,13 @@ def read_weights(run: RunDir, spec: RunSpec) -> tuple[dict[str, torch.Tensor], A
     return tensors, about
 
 
-def load_artefact(run: RunDir, spec: RunSpec) -> tuple[Encoder, str, str]:
+def load_artefact(run: RunDir, spec: RunSpec) -> tuple[AnyEncoder, str, str]:
     """Encoder, branch and weights' hash of a finished run; anything that does not fit raises `RunFailed`."""
     tensors, about = read_weights(run, spec)
+    if own_adapter(spec) is not None:
+        from salt.external_model import load_external
+
+        return load_external(run, spec, tensors), about.branch, about.weights_sha256
     return _encoder_of(spec, tensors, str(run.artefact)), about.branch, about.weights_sha256
 
 
@@ -148,7 +156,7 @@ def load_kept_encoder(run: RunDir, spec: RunSpec, step: int) -> tuple[Encoder, s
 
 def load_teacher(
     store_run: RunDir, reference: TeacherRef, model: ModelSpec, clip: ClipSpec
-) -> tuple[Encoder, str]:
+) -> tuple[AnyEncoder, str]:
     """The frozen teacher of a student and its weights' hash; its tokens and input must be the student's.
 
     At its run's last step a teacher is that run's artefact, before it the state that the run kept. Its arm is
@@ -176,6 +184,11 @@ def load_teacher(
             "teacher",
             f"teacher {reference.run_id} reads other tokens than its student: clip, patch or tubelet differ",
         )
+    if reference.adapter != (UNSET if spec.external is None else spec.external.adapter):
+        raise RunFailed(
+            "teacher", f"teacher {reference.run_id} reads clips otherwise than its student was planned with"
+        )
+    encoder: AnyEncoder
     if finished:
         encoder, _, digest = load_artefact(store_run, spec)
     else:

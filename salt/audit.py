@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from salt.flops import cache_cost, output_width, step_cost, target_blocks, target_encoder
+from salt.flops import cache_cost, output_width, step_cost, target_adapter, target_blocks, target_encoder
 from salt.sizes import SIZES, embeds_whole_clips, grid, patch_values, tokens
 from salt.specs import UNTRAINED, Arm, ClipSpec, ModelSpec, NonNegativeInt, Part, RunSpec, Spec, VitSpec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from salt.adapter_spec import AdapterSpec
 
 Tool = Literal["torch", "fvcore"]
 
@@ -151,6 +153,7 @@ def _shape_key(spec: RunSpec) -> tuple[Any, ...]:
         spec.clip,
         spec.masks,
         target_blocks(spec),
+        target_adapter(spec),
         spec.objective.pixel_weight > 0,
         cached,
     )
@@ -178,7 +181,7 @@ def counted_parts(spec: RunSpec, tool: Tool) -> dict[str, Part]:
     if teacher is not None:
         name, clips = _teacher_part(spec)
         model = msgspec.structs.replace(spec.model, encoder=teacher)
-        _add(parts, name, count_teacher(tool, teacher, model, spec.clip), clips)
+        _add(parts, name, count_teacher(tool, teacher, model, spec.clip, target_adapter(spec)), clips)
     return parts
 
 
@@ -265,12 +268,21 @@ def count_predictor(
 
 
 @functools.cache
-def count_teacher(tool: Tool, vit: VitSpec, model: ModelSpec, clip: ClipSpec) -> Part:
-    """FLOPs of a teacher on all tokens of one clip, without gradients."""
+def count_teacher(
+    tool: Tool, vit: VitSpec, model: ModelSpec, clip: ClipSpec, adapter: AdapterSpec | None = None
+) -> Part:
+    """FLOPs of a teacher on all tokens of one clip, without gradients.
+
+    Of a model of transformers there is only its description here: blocks of ours of the same shape are
+    counted, on its tokens and in its passes. `tests/test_external_model.py` counts the models themselves.
+    """
     import torch
 
     with _meta(), torch.no_grad():
-        encoder, patches = _encoder_inputs(vit, model, clip)
+        if adapter is None:
+            encoder, patches = _encoder_inputs(vit, model, clip)
+        else:
+            encoder, patches = _standing_for(vit, model, clip, adapter)
         if tool == "fvcore":
             return _forward(multiply_adds(encoder, (patches,))[""])
         return _count(encoder, patches)
@@ -294,6 +306,31 @@ def _encoder_inputs(vit: VitSpec, model: ModelSpec, clip: ClipSpec) -> tuple[Any
     # Not `build_encoder`: initialising would be work without numbers.
     encoder = Encoder(vit, model, grid(model, clip), patch_values(model, clip))
     return encoder, torch.empty(COUNTED_CLIPS, tokens(model, clip), patch_values(model, clip))
+
+
+def _standing_for(vit: VitSpec, model: ModelSpec, clip: ClipSpec, adapter: AdapterSpec) -> tuple[Any, Any]:
+    """Blocks on the tokens of a model of transformers, and its patches [passes, n, P] of one clip."""
+    import torch
+    from torch import nn
+
+    from salt.linear import Linear
+    from salt.vit import Block
+
+    class Standing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = Linear(adapter.patch_values, vit.width)
+            self.blocks = nn.ModuleList(Block(vit) for _ in range(vit.depth))
+
+        def forward(self, patches: torch.Tensor) -> torch.Tensor:
+            x = self.embed(patches)
+            x = torch.cat([x.new_empty(len(x), adapter.special_tokens, vit.width), x], dim=1)
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    passes = COUNTED_CLIPS * adapter.passes(clip.frames, model.tubelet_frames)
+    return Standing(), torch.empty(passes, adapter.patches(clip.frames), adapter.patch_values)
 
 
 def _masked(encoder: Any) -> nn.Module:

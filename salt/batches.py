@@ -315,6 +315,21 @@ def to_patches(crops: torch.Tensor, clip: ClipSpec, model: ModelSpec) -> torch.T
     return patches.mul_(factor).sub_(offset)
 
 
+def from_patches(patches: torch.Tensor, clip: ClipSpec, model: ModelSpec) -> torch.Tensor:
+    """The inverse of `to_patches`: normalised patches [B, N, P] -> pixels 0 to 255, float32 [B, T, side, side, C].
+
+    Pixels were bytes, so that rounding takes away all that normalising has left.
+    """
+    t, p, channels = model.tubelet_frames, model.patch_px, clip.channels
+    steps, side = clip.frames // t, clip.crop_px // p
+    factor, offset = _normalisation(clip.mean, clip.std)
+    x = patches.float().unflatten(-1, (-1, channels))
+    factors, offsets = (torch.tensor(value, device=x.device) for value in (factor, offset))
+    x = ((x + offsets) / factors).round_().view(-1, steps, side, side, t, p, p, channels)
+    crops: torch.Tensor = x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, clip.frames, side * p, side * p, channels)
+    return crops
+
+
 def _normalisation(mean: Any, std: Any) -> tuple[Any, Any]:
     """Factor and offset of (pixel / 255 - mean) / std; tuples if either has a value for each channel."""
     if not isinstance(mean, tuple) and not isinstance(std, tuple):

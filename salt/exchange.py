@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from salt.errors import RunFailed, UserError
+from salt.flops import run_cost
 from salt.hf_folder import CONFIG, INDEX, WEIGHTS, normalisation_remarks, read_float32
 from salt.hf_weights import (
     ROPE_BASE,
@@ -31,7 +32,6 @@ from salt.sizes import check_model
 from salt.specs import (
     DECLARED,
     ClipSpec,
-    Cost,
     DataSpec,
     ExternalRef,
     RunSpec,
@@ -83,6 +83,8 @@ def export_problems(spec: RunSpec) -> list[str]:
     position, problems = spec.model.position, []
     if spec.arm == "raw":
         problems.append("arm raw has no encoder")
+    if spec.external is not None and spec.external.adapter:
+        return [f"its weights are a {spec.external.model} of transformers already: take the folder they came from"]
     if position.sincos:
         problems.append("model.position.sincos adds vectors to tokens, V-JEPA 2 has rotary positions only")
     if not position.rope:
@@ -259,7 +261,7 @@ def import_folder(
             if predictor is not None:
                 _write_predictor(run, predictor)
             if not already:
-                _write_run(run, spec, weights, {"imported_from": str(folder), "name": name})
+                write_external_run(run, spec, weights, {"imported_from": str(folder), "name": name})
     return Imported(run=run, spec=spec, already_there=already, remarks=tuple(remarks))
 
 
@@ -305,26 +307,26 @@ def _write_predictor(run: RunDir, predictor: dict[str, torch.Tensor]) -> None:
     checkpoint.save(run, checkpoint.pack(run, 0, state, attempt=1, train_wall_s=0.0, origin=origin))
 
 
-def _write_run(
+def write_external_run(
     run: RunDir,
     spec: RunSpec,
     weights: dict[str, torch.Tensor],
     provenance: dict[str, str | None],
 ) -> None:
-    from salt.artefact import write_weights
+    """The files of a finished run whose weights come from elsewhere, `result.json` last."""
+    from salt.artefact import weights_sha256, write_weights
     from salt.checkpoint import Origin
 
     write_atomically(run.spec, pretty_json(spec))
     write_atomically(run.env, pretty_json({"attempts": [provenance]}))
     write_weights(run, spec, weights, "student", Origin())
-    assert spec.external is not None
     result = RunResult(
         run_id=run.run_id,
         arm=spec.arm,
         steps=0,
-        cost=Cost(),  # of this run: what the weights cost elsewhere is not known here
+        cost=run_cost(spec),  # nothing but what a study states that the weights cost elsewhere
         final_loss=None,
-        artefact_sha256=spec.external.weights_sha256,
+        artefact_sha256=weights_sha256(weights),
         teacher_sha256=None,
         attempts=1,
         train_wall_s=None,

@@ -22,7 +22,7 @@ from salt.specs import ClipSpec, Frames, ModelSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from salt.vit import Encoder
+    from salt.artefact import AnyEncoder
 
 #: Clips encoded at once, which changes speed only: on a CPU a small pass stays in its caches.
 CHUNK_CPU, CHUNK = 32, 128
@@ -91,7 +91,7 @@ def shuffled_orders(seed: int, split: str, count: int, time: int) -> NDArray[np.
 
 @torch.no_grad()
 def read_features(
-    encoder: Encoder | None,
+    encoder: AnyEncoder | None,
     reading: Reading,
     clip: ClipSpec,
     model: ModelSpec,
@@ -155,7 +155,7 @@ def _crops(reading: Reading, part: slice, view: int, clip: ClipSpec) -> NDArray[
 
 
 def _encode(
-    encoder: Encoder | None,
+    encoder: AnyEncoder | None,
     crops: NDArray[np.uint8],
     clip: ClipSpec,
     model: ModelSpec,

@@ -19,10 +19,15 @@ The convention, `matmul` (docs/flops.md derives it; `salt.flops_paper` is the SA
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from salt.sizes import embeds_whole_clips, encoder_parameters, patch_values, predictor_parameters, tokens
 from salt.specs import UNTRAINED, ClipSpec, Convention, Cost, ModelSpec, Part, RunSpec, VitSpec
+
+if TYPE_CHECKING:
+    from salt.adapter_spec import AdapterSpec
 
 #: Passes of backward for one of forward. The patch embedding's input has no gradient; teachers learn nothing.
 BACKWARD_PASSES = {"patch_embedding": 1, "encoder": 2, "predictor": 2, "decoder": 2, "teacher_forward": 0}
@@ -76,6 +81,18 @@ def target_blocks(spec: RunSpec) -> VitSpec | None:
     return teacher if teacher is None or layer is None else msgspec.structs.replace(teacher, depth=layer)
 
 
+def target_adapter(spec: RunSpec) -> AdapterSpec | None:
+    """How a teacher that is a model of transformers is read; None for encoders of ours, and without one."""
+    adapter = None if spec.teacher is None else spec.teacher.adapter
+    return adapter or None  # UNSET is false
+
+
+def own_adapter(spec: RunSpec) -> AdapterSpec | None:
+    """The same of a run that is itself such a model."""
+    adapter = None if spec.external is None else spec.external.adapter
+    return adapter or None
+
+
 def _frozen_teacher(spec: RunSpec) -> VitSpec:
     if spec.teacher is None:
         raise ValueError("a salt run needs a teacher")
@@ -119,12 +136,23 @@ def clip_lines(spec: RunSpec) -> dict[str, dict[str, int]]:
         parts[name] = _summed([predictor_lines(spec, m.visible_tokens, m.target_tokens) for m in spec.masks])
     teacher = target_blocks(spec)
     if teacher is not None and spec.cached_views is None:
-        parts["teacher_forward"] = whole_clip_lines(teacher, model, clip)
+        parts["teacher_forward"] = whole_clip_lines(teacher, model, clip, target_adapter(spec))
     return parts
 
 
-def whole_clip_lines(vit: VitSpec, model: ModelSpec, clip: ClipSpec) -> dict[str, int]:
-    """Forward FLOPs of an encoder on all tokens of one clip, by kind of product."""
+def whole_clip_lines(
+    vit: VitSpec, model: ModelSpec, clip: ClipSpec, adapter: AdapterSpec | None = None
+) -> dict[str, int]:
+    """Forward FLOPs of an encoder on all tokens of one clip, by kind of product.
+
+    A model of transformers has tokens of its own: patches at its own input size, class and register tokens,
+    and a pass for each frame where it reads images. Resizing and normalising are not counted.
+    """
+    if adapter is not None:
+        patches = adapter.patches(clip.frames)
+        lines = {"embedding": 2 * patches * adapter.patch_values * vit.width}
+        lines |= _times(block_lines(vit, patches + adapter.special_tokens), vit.depth)
+        return _times(lines, adapter.passes(clip.frames, model.tubelet_frames))
     count = tokens(model, clip)
     lines = {"embedding": embedding_flops(vit, model, clip, count)}
     return lines | _times(block_lines(vit, count), vit.depth)
@@ -145,17 +173,23 @@ def step_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
 
 
 def cache_cost(spec: RunSpec, convention: Convention = "matmul") -> Cost:
-    """FLOPs of encoding the cached targets, once: views x clips of the lists. Empty for targets made
-    online."""
+    """FLOPs that are there once, whatever the steps: encoding the cached targets, views x clips of the lists,
+    and what a study states for weights that were trained elsewhere. Else empty.
+    """
+    if spec.external is not None and spec.external.stated_flops:
+        # Not spent here, but a study that states it wants its students charged.
+        stated = Part(forward=spec.external.stated_flops)
+        return Cost(convention=convention, parts={"trained_elsewhere": stated})
     teacher = target_blocks(spec) if spec.cached_views is not None else None
     if teacher is None or spec.cached_views is None:
         return Cost(convention=convention)
+    adapter = target_adapter(spec)
     if convention == "paper":
         from salt.flops_paper import paper_forward_flops
 
-        flops = paper_forward_flops(teacher, spec.model, spec.clip)
+        flops = paper_forward_flops(teacher, spec.model, spec.clip, adapter)
     else:
-        flops = encode_flops(teacher, spec.model, spec.clip)
+        flops = sum(whole_clip_lines(teacher, spec.model, spec.clip, adapter).values())
     part = Part(forward=spec.cached_views * spec.data.clips * spec.clip.clips_per_file * flops)
     return Cost(convention=convention, parts={"teacher_cache": part})
 

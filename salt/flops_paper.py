@@ -8,8 +8,13 @@ paper's own rounded counts where it gives them, so that its printed figures come
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from salt.sizes import SIZES, encoder_parameters, patch_values, predictor_parameters, tokens
 from salt.specs import UNTRAINED, ClipSpec, Cost, ModelSpec, Part, RunSpec, VitSpec
+
+if TYPE_CHECKING:
+    from salt.adapter_spec import AdapterSpec
 
 #: Parameters as printed in table 4 (L and G cut, the others rounded to the million).
 PRINTED_PARAMETERS = {
@@ -39,14 +44,20 @@ def predictor_count(spec: RunSpec) -> int:
     return predictor_parameters(vit, spec.model.encoder.width, output_width(spec))
 
 
-def paper_forward_flops(vit: VitSpec, model: ModelSpec, clip: ClipSpec) -> int:
-    """2 N D of one whole clip."""
+def paper_forward_flops(
+    vit: VitSpec, model: ModelSpec, clip: ClipSpec, adapter: AdapterSpec | None = None
+) -> int:
+    """2 N D of one whole clip; of a model of transformers D are its own tokens, over all of its passes."""
+    if adapter is not None:
+        count = adapter.patches(clip.frames) + adapter.special_tokens
+        passes = adapter.passes(clip.frames, model.tubelet_frames)
+        return 2 * encoder_parameters(vit, adapter.patch_values) * count * passes
     return 2 * encoder_count(vit, model, clip) * tokens(model, clip)
 
 
 def paper_step_cost(spec: RunSpec) -> Cost:
     """FLOPs of one step of the whole batch; the patch embedding is inside the encoder's N."""
-    from salt.flops import target_blocks
+    from salt.flops import target_adapter, target_blocks
 
     if spec.arm in UNTRAINED:
         return Cost(convention="paper")
@@ -63,7 +74,9 @@ def paper_step_cost(spec: RunSpec) -> Cost:
     }
     teacher = target_blocks(spec)
     if teacher is not None and spec.cached_views is None:
-        flops = spec.optim.batch_clips * paper_forward_flops(teacher, spec.model, spec.clip)
+        flops = spec.optim.batch_clips * paper_forward_flops(
+            teacher, spec.model, spec.clip, target_adapter(spec)
+        )
         parts["teacher_forward"] = Part(forward=flops)
     return Cost(convention="paper", parts=parts)
 

@@ -51,7 +51,7 @@ def _read_weights(folder: Path, drop: Sequence[str]) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     tensors: dict[str, torch.Tensor] = {}
-    for file, names in _files(folder).items():
+    for file, names in files_of(folder).items():
         try:
             part = load_file(file)
         except (OSError, SafetensorError) as error:
@@ -67,7 +67,7 @@ def _read_weights(folder: Path, drop: Sequence[str]) -> dict[str, torch.Tensor]:
         raise UserError(f"{folder}: {error}") from error
 
 
-def _files(folder: Path) -> dict[Path, set[str] | None]:
+def files_of(folder: Path) -> dict[Path, set[str] | None]:
     """Files of weights and the names that are wanted of each (None: all)."""
     if (folder / WEIGHTS).exists():
         return {folder / WEIGHTS: None}

@@ -29,8 +29,10 @@ class RunIds:
         self._optim = canonical_json(typed.optim)
         self._with_optim = self._head.copy()
         self._with_optim.update(self._optim)
-        self._encoder, self._stage = "", 0
+        self._adapter, self._encoder, self._stage = "", "", 0
         if typed.teacher is not None:
+            if typed.teacher.adapter:
+                self._adapter = f'"adapter":{canonical_json(typed.teacher.adapter).decode()},'
             self._encoder, self._stage = canonical_json(typed.teacher.encoder).decode(), typed.teacher.stage
 
     def run_id(
@@ -50,7 +52,10 @@ class RunIds:
         above = "null"
         if teacher is not None:
             run_id, step = teacher
-            above = f'{{"encoder":{self._encoder},"run_id":"{run_id}","stage":{self._stage},"step":{step}}}'
+            above = (
+                f'{{{self._adapter}"encoder":{self._encoder},"run_id":"{run_id}",'
+                f'"stage":{self._stage},"step":{step}}}'
+            )
         branch = "null" if trunk is None else f'{{"run_id":"{trunk[0]}","step":{trunk[1]}}}'
         digest.update(f',"seed":{seed},"steps":{steps},"teacher":{above},"trunk":{branch}}}'.encode())
         return digest.hexdigest()[:16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from salt.external_model import ExternalEncoder
     from salt.masks import TokenLists
     from salt.specs import ClipSpec
+
+M = TypeVar("M", bound=nn.Module)
 
 #: Clips whose masks are drawn in one go where a batch has fewer.
 WINDOW_CLIPS = 256
@@ -160,7 +163,7 @@ class Learner:
         self.seed = run_seed(spec)
         self._windows: dict[tuple[int, range], tuple[int, NDArray[np.int64], NDArray[np.int64]]] = {}
         self.objective = Objective(spec, classes)
-        self.teacher: Encoder | None = None
+        self.teacher: Encoder | ExternalEncoder | None = None
         if spec.arm == "vjepa":
             self.teacher = freeze(copy.deepcopy(self.objective.encoder))
 
@@ -303,11 +306,11 @@ class Learner:
     def probed(self) -> Encoder:
         """The encoder that is kept and probed: V-JEPA's average, else the trained one."""
         if self.spec.arm == "vjepa":
-            assert self.teacher is not None
+            assert isinstance(self.teacher, Encoder)
             return self.teacher
         return self.encoder
 
 
-def freeze(encoder: Encoder) -> Encoder:
+def freeze(encoder: M) -> M:
     """Evaluation mode, no gradients: what a teacher is."""
     return encoder.eval().requires_grad_(False)

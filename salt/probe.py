@@ -15,7 +15,7 @@ from salt.artefact import weights_sha256
 from salt.attentive import Scaling, Split, attentive_probe
 from salt.errors import RunFailed
 from salt.features import Features, Reading, read_features, shuffled_orders
-from salt.flops import encode_flops
+from salt.flops import own_adapter, whole_clip_lines
 from salt.label_free import alpha_req, lidar, rankme
 from salt.plain_probes import Best, PlainProbes
 from salt.probe_views import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from salt.clips import Clips
-    from salt.vit import Encoder
+    from salt.artefact import AnyEncoder
 
 SPLITS = ("train", "selection", "report")
 
@@ -61,7 +61,7 @@ class Suite(NamedTuple):
 
     spec: ProbeSpec
     run: RunSpec
-    encoder: Encoder | None
+    encoder: AnyEncoder | None
     chosen: dict[str, Chosen]
     device: str
 
@@ -81,7 +81,7 @@ def run_probes(
     probe_id: str,
     run: RunSpec,
     run_id: str,
-    encoder: Encoder | None,
+    encoder: AnyEncoder | None,
     branch: str,
     encoder_sha256: str,
     clips: Mapping[str, Clips],
@@ -144,7 +144,8 @@ def feature_flops(spec: ProbeSpec, run: RunSpec) -> int:
         read += spec.report_clips * spec.views
     if "lidar" in spec.label_free and spec.views == 1:
         read += min(spec.report_clips, LIDAR_CLIPS) * LIDAR_CROPS
-    return read * spec.segments * encode_flops(_read_part(spec, run), run.model, run.clip)
+    lines = whole_clip_lines(_read_part(spec, run), run.model, run.clip, own_adapter(run))
+    return read * spec.segments * sum(lines.values())
 
 
 def _read_part(spec: ProbeSpec, run: RunSpec) -> VitSpec:
@@ -153,7 +154,7 @@ def _read_part(spec: ProbeSpec, run: RunSpec) -> VitSpec:
     return msgspec.structs.replace(vit, depth=max(spec.layers)) if spec.layers else vit
 
 
-def _branch(encoder: Encoder | None, branch: str) -> Literal["student", "ema", "raw"]:
+def _branch(encoder: AnyEncoder | None, branch: str) -> Literal["student", "ema", "raw"]:
     if encoder is None:
         return "raw"
     return "ema" if branch == "ema" else "student"

@@ -28,7 +28,7 @@ from salt.store import RunDir, pretty_json, write_atomically
 if TYPE_CHECKING:
     from salt.clips import Clips
     from salt.specs import ClipSpec
-    from salt.vit import Encoder
+    from salt.artefact import AnyEncoder
     from salt.world import World
 
 
@@ -154,7 +154,7 @@ def _probe_and_finish(
 ) -> None:
     """`trained_on` is the device on which this attempt trained, None if it found the run trained."""
     spec = planned.spec
-    encoder: Encoder | None = None
+    encoder: AnyEncoder | None = None
     branch, digest = "raw", ""
     opened: dict[tuple[ClipSpec, str], Clips] = {}
     for probe_id in planned.probe_ids:

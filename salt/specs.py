@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Annotated, Any, Literal, dataclass_transform
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, UnsetType
+
+from salt.adapter_spec import AdapterSpec
+from salt.spec_base import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveTriple,
+    Share,
+    Spec,
+    Triple,
+)
 
 #: Raised by hand when the arithmetic of training or probing changes, so that old runs stay apart.
 NUMERICS = 2
@@ -19,17 +31,12 @@ NUMERICS = 2
 #: Fingerprint of a list that is only declared: enough to plan with, not to submit.
 DECLARED = "declared"
 
-PositiveInt = Annotated[int, Meta(ge=1)]
-NonNegativeInt = Annotated[int, Meta(ge=0)]
-Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Meta(gt=0.0)]
-NonNegativeFloat = Annotated[float, Meta(ge=0.0)]
-# msgspec 0.22 crashes on a union of a constrained float and a tuple type of fixed length.
-Triple = Annotated[tuple[float, ...], Meta(min_length=3, max_length=3)]
-PositiveTriple = Annotated[tuple[PositiveFloat, ...], Meta(min_length=3, max_length=3)]
-
 Arm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw", "external"]
 ARMS: tuple[Arm, ...] = ("pixel", "salt", "vjepa")
+#: What a cell of a plan compares. A student that learns pixels beside latents (`hybrid`), or latents of weights
+#: that were trained elsewhere (`external`), is a run of the arm salt: what it computes names it, not its plan.
+CellArm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw", "external", "hybrid"]
+CELL_ARMS: tuple[CellArm, ...] = ("pixel", "salt", "external", "hybrid", "vjepa")
 #: Arms that take no training steps here.
 UNTRAINED: tuple[Arm, ...] = ("random", "raw", "external")
 Convention = Literal["matmul", "paper"]
@@ -40,11 +47,6 @@ Role = Literal["teacher", "trunk", "student", "reference"]
 Frames = Literal["ordered", "shuffled", "first", "middle"]
 ProbeKind = Literal["linear", "knn", "attentive"]
 LabelFree = Literal["rankme", "lidar", "alpha_req"]
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
-class Spec(Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all specs: frozen, unknown fields refused; each is declared keyword-only."""
 
 
 class VitSpec(Spec, kw_only=True):
@@ -219,14 +221,21 @@ class TeacherRef(Spec, kw_only=True):
     step: NonNegativeInt
     encoder: VitSpec
     stage: PositiveInt = 1
+    adapter: AdapterSpec | UnsetType = UNSET  # for a model of transformers
 
 
 class ExternalRef(Spec, kw_only=True):
-    """Weights that were trained elsewhere, by content: nothing of their training is known here."""
+    """Weights that were trained elsewhere, by content: nothing of their training is known here.
 
-    format: Literal["hf"]
+    `hf` are those of a V-JEPA 2, which became an encoder of ours; `transformers` are a model of that package,
+    run as it is behind an `adapter`. `stated_flops` is what a study says that their training has cost.
+    """
+
+    format: Literal["hf", "transformers"]
     model: str  # what the weights' own configuration calls them
     weights_sha256: str
+    adapter: AdapterSpec | UnsetType = UNSET
+    stated_flops: PositiveInt | UnsetType = UNSET
 
 
 class TrunkRef(Spec, kw_only=True):

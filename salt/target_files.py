@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salt.errors import RunFailed
-from salt.flops import encode_flops, target_blocks
+from salt.flops import target_adapter, target_blocks, whole_clip_lines
 from salt.sizes import tokens
 from salt.specs import ClipSpec, RunSpec, Spec, TeacherRef, canonical_json
 
@@ -134,13 +134,14 @@ def target_index(spec: RunSpec, identity: TargetIdentity, shard_bytes: int = SHA
     teacher = target_blocks(spec)  # of the teacher, what runs up to the layer of the targets
     assert teacher is not None
     rows, count = identity.views * identity.clips, tokens(spec.model, spec.clip)
+    lines = whole_clip_lines(teacher, spec.model, spec.clip, target_adapter(spec))
     row_bytes = count * teacher.width * np.dtype(FILE_TYPES[identity.storage]).itemsize
     return TargetIndex(
         identity=identity,
         tokens=count,
         width=teacher.width,
         shard_rows=max(1, shard_bytes // row_bytes, -(-rows // MOST_SHARDS)),
-        teacher_flops=rows * encode_flops(teacher, spec.model, spec.clip),
+        teacher_flops=rows * sum(lines.values()),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from salt.flops import output_width, target_encoder
+from salt.flops import output_width, target_adapter, target_encoder
 from salt.sizes import encoder_parameters, patch_values, tokens
 from salt.specs import ExecSpec, NonNegativeInt, PositiveInt, RunSpec, Spec, VitSpec
 from sweeps.machine_time import run_gpu_hours, trained_parameters
@@ -65,7 +65,9 @@ def teacher_parameters(spec: RunSpec) -> int:
     teacher = target_encoder(spec)
     if teacher is None or spec.cached_views is not None:
         return 0
-    return encoder_parameters(teacher, patch_values(spec.model, spec.clip))
+    adapter = target_adapter(spec)
+    values = patch_values(spec.model, spec.clip) if adapter is None else adapter.patch_values
+    return encoder_parameters(teacher, values)
 
 
 def block_bytes(vit: VitSpec, rope: bool, precision: Precision) -> int:
@@ -254,8 +256,19 @@ def _clip_parts(spec: RunSpec, recompute: bool, precision: Precision) -> MemoryP
         batch=4 * count * (values + (0 if spec.arm == "supervised" else wide)),
         activations=saved,
         working=working,
-        teacher_working=0 if teacher is None else count * _inference_bytes(teacher, rope, precision),
+        teacher_working=0 if teacher is None else _teacher_bytes(spec, teacher, precision),
     )
+
+
+def _teacher_bytes(spec: RunSpec, teacher: VitSpec, precision: Precision) -> int:
+    """Largest transient of the teacher on one clip; a model of transformers has tokens of its own."""
+    adapter = target_adapter(spec)
+    if adapter is None:
+        count = tokens(spec.model, spec.clip)
+        return count * _inference_bytes(teacher, spec.model.position.rope, precision)
+    passes = adapter.passes(spec.clip.frames, spec.model.tubelet_frames)
+    count = passes * (adapter.patches(spec.clip.frames) + adapter.special_tokens)
+    return count * _inference_bytes(teacher, adapter.family == "vjepa2", precision)
 
 
 def _passes(spec: RunSpec) -> list[tuple[int, int]]:
