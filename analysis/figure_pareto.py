@@ -226,7 +226,9 @@ def _draw_references(axes: Axes, references: pd.DataFrame, label: str, kind: str
             supervised = float(values.mean())
         else:
             near += list(values)
-        if name == "random":
+        if name == "external":
+            _draw_external(axes, rows)
+        elif name == "random":
             axes.axhspan(values.min(), values.max(), color=RANDOM_BAND, alpha=0.55, lw=0, zorder=0)
             axes.axhline(values.mean(), color="#8A8A8A", lw=0.6, zorder=0.5)
         else:
@@ -235,9 +237,28 @@ def _draw_references(axes: Axes, references: pd.DataFrame, label: str, kind: str
     return _Levels(near, supervised)
 
 
+def _draw_external(axes: Axes, rows: pd.DataFrame) -> None:
+    """A line for each model that was trained elsewhere, with its name."""
+    colour, line = REFERENCES["external"]
+    for name, own in rows.groupby("student"):
+        level = 100 * float(own["accuracy"].mean())
+        axes.axhline(level, color=colour, ls=line, lw=0.9, zorder=1)
+        axes.annotate(
+            printable(str(name)),
+            (0.012, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 1.2),
+            textcoords="offset points",
+            fontsize=5.5,
+            color=colour,
+            bbox=NOTE_BOX | {"pad": 0.2},
+            zorder=2.5,
+        )
+
+
 def _draw_arm(axes: Axes, arm: str, look: Look, runs: pd.DataFrame, configs: pd.DataFrame) -> None:
     # Arms share their budgets: a small shift keeps their points apart. The data files are not shifted.
-    shift = {"pixel": 0.94, "vjepa": 1.064}.get(arm, 1.0)
+    shift = {"pixel": 0.94, "external": 0.97, "hybrid": 1.032, "vjepa": 1.064}.get(arm, 1.0)
     # Within an arm, configurations are spread a little, so that their seeds do not hide each other.
     names = sorted(set(runs["config"]))
     spread_by = {name: 0.022 * (2 * (i + 0.5) / len(names) - 1) for i, name in enumerate(names)}
@@ -294,7 +315,12 @@ def _legend(data: ParetoData) -> tuple[list[Line2D | Patch], list[str]]:
     if "random" in there:
         handles.append(Patch(color=RANDOM_BAND, alpha=0.55, lw=0))
         names.append("random encoder (range)")
-    for name, text in (("supervised", "supervised"), ("raw", "raw pixels"), ("chance", "chance")):
+    for name, text in (
+        ("supervised", "supervised"),
+        ("external", "external teacher itself"),
+        ("raw", "raw pixels"),
+        ("chance", "chance"),
+    ):
         if name in there:
             colour, line = REFERENCES[name]
             handles.append(Line2D([], [], color=colour, ls=line, lw=0.9))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.pareto import arm_rows, compared_flops, configurations, usable
+from analysis.pareto import arm_rows, compared_flops, configurations, is_external_reference, usable
 from analysis.records import write_csv
 
 
@@ -61,8 +61,9 @@ def _references(table: pd.DataFrame, students: set[str]) -> pd.DataFrame:
     random = rows[(rows["arm"] == "random") & rows["student"].isin(students)]
     supervised = rows[(rows["arm"] == "supervised") & (rows["trained_label"] == rows["label"])]
     raw = rows[rows["arm"] == "raw"]
+    external = rows[is_external_reference(rows)]
     columns = ["label", "kind", "reference", "student", "seed", "accuracy", "run_id"]
-    parts = [part.assign(reference=part["arm"])[columns] for part in (random, supervised, raw)]
+    parts = [part.assign(reference=part["arm"])[columns] for part in (random, supervised, raw, external)]
     chance = (
         rows.groupby(["label", "kind"])["chance"].mean().reset_index().rename(columns={"chance": "accuracy"})
     )

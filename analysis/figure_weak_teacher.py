@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from analysis.pareto import arm_order
 from analysis.plain import flops_text
 from analysis.plots import (
+    ARM_NAMES,
     COLUMN_IN,
     NOTE_BOX,
     PAGE_IN,
@@ -28,6 +30,7 @@ from analysis.plots import (
     empty_note,
     file_name,
     hover,
+    looks_of,
     panel_title,
     printable,
     style,
@@ -113,6 +116,7 @@ class _Key:
     teachers: list[str]
     students: list[str]
     budgets: list[float]
+    arms: list[str]  # of a single arm nothing needs telling apart
 
     @classmethod
     def of(cls, data: WeakTeacherData) -> _Key:
@@ -122,10 +126,15 @@ class _Key:
             )
 
         budgets = sorted({float(value) for value in data.cells["budget_flops"].dropna()})
-        return cls(by_size(data.cells["teacher"]), by_size(data.cells["student"]), budgets)
+        arms = arm_order(data.cells["arm"])
+        return cls(by_size(data.cells["teacher"]), by_size(data.cells["student"]), budgets, arms)
 
     def marker(self, teacher: str) -> str:
         return _MARKERS[self.teachers.index(teacher) % len(_MARKERS)]
+
+    def edge(self, arm: str) -> tuple[str, float]:
+        """Colour and width of a point's edge: its arm's, where there are several."""
+        return (looks_of(self.arms)[arm].colour, 0.9) if len(self.arms) > 1 else ("white", 0.4)
 
     def area(self, student: str) -> float:
         return 12.0 + 22.0 * self.students.index(student) / max(1, len(self.students) - 1)
@@ -154,6 +163,12 @@ class _Key:
         for budget in self.shown_budgets():
             handles.append(Line2D([], [], ls="", marker="o", color=self.colour(budget), ms=5))
             names.append(f"{flops_text(budget)} FLOPs")
+        for arm in self.arms if len(self.arms) > 1 else ():
+            colour, width = self.edge(arm)
+            handles.append(
+                Line2D([], [], ls="", marker="o", mfc="#DDDDDD", mec=colour, mew=width + 0.3, ms=5)
+            )
+            names.append(f"edge: {ARM_NAMES.get(arm, printable(arm))}")
         return handles, names
 
 
@@ -247,15 +262,18 @@ def _scatter(axes: Axes, data: WeakTeacherData, key: _Key, label: str, kind: str
     limits = (max(middle - 1.12 * reach, -2.0), middle + 1.12 * reach)
     axes.set(xlim=limits, ylim=limits)
     axes.plot(limits, limits, color="#666666", lw=0.8, ls=(0, (5, 2)), zorder=1)
-    for (teacher, student, budget), group in pairs.groupby(["teacher", "student", "budget_flops"]):
+    for (arm, teacher, student, budget), group in pairs.groupby(
+        ["arm", "teacher", "student", "budget_flops"]
+    ):
+        edge, edge_width = key.edge(str(arm))
         points = axes.scatter(
             100 * group["teacher_accuracy"],
             100 * group["student_accuracy"],
             marker=key.marker(str(teacher)),
             s=key.area(str(student)),
             color=key.colour(float(budget)),
-            edgecolors="white",
-            linewidths=0.4,
+            edgecolors=edge,
+            linewidths=edge_width,
             zorder=3,
         )
         hover(points, [_pair_text(row) for row in group.itertuples()])
@@ -293,7 +311,8 @@ def _table_lines(cells: pd.DataFrame, key: _Key) -> list[tuple[str, dict[str, pd
         share = f" {100 * row['teacher_share']:.3g}%" if several and pd.notna(row["teacher_share"]) else ""
         variant = f" {row['variant']}" if row["variant"] else ""
         place = key.teachers.index(row["teacher"]) if row["teacher"] in key.teachers else -1
-        name = f"{flops_text(row['budget_flops'])}  {row['teacher']}{share}{variant}"
+        arm = f" {row['arm']}" if len(key.arms) > 1 else ""
+        name = f"{flops_text(row['budget_flops'])}  {row['teacher']}{share}{arm}{variant}"
         lines.setdefault((row["budget_flops"], place, name), {})[row["student"]] = row
     return [(line[-1], found) for line, found in sorted(lines.items(), key=lambda item: item[0])]
 

@@ -16,7 +16,7 @@ from analysis.gather import SCORE_KEY
 from analysis.intervals import t_intervals
 from analysis.nondominated import nondominated
 from salt.errors import UserError
-from salt.specs import ARMS
+from salt.specs import CELL_ARMS
 
 #: Realised FLOPs this close to the budget are the budget: a cell 0.3 % cheaper is not thereby on the
 #: frontier.
@@ -43,13 +43,19 @@ def compared_flops(table: pd.DataFrame) -> pd.Series:
 
 def arm_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of the arms under study, foreign ones included: cells, without the references."""
-    return table[(table["role"] == "cell") & ~table["arm"].isin(REFERENCES)]
+    beside = table["arm"].isin(REFERENCES) | is_external_reference(table)
+    return table[(table["role"] == "cell") & ~beside]
+
+
+def is_external_reference(table: pd.DataFrame) -> pd.Series:
+    """Rows of weights from elsewhere themselves, beside the budgets: their students are an arm of that name."""
+    return (table["arm"] == "external") & (table["budget_flops"] == 0)
 
 
 def arm_order(arms: Iterable[str]) -> list[str]:
     """Each arm once: ours in their usual order, then the others by name."""
     there = set(arms)
-    return [arm for arm in ARMS if arm in there] + sorted(there - set(ARMS))
+    return [arm for arm in CELL_ARMS if arm in there] + sorted(there - set(CELL_ARMS))
 
 
 def random_baseline(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analysis.configs import configuration_ids, variants
 from salt.plan_specs import Cell, Plan
-from salt.specs import ARMS
+from salt.specs import CELL_ARMS
 
 Bools = NDArray[np.bool_]
 
@@ -75,13 +75,13 @@ def arm_families(plan: Plan) -> list[Family]:
     ids = configuration_ids(plan)
     by_config: dict[tuple[float, str, str], set[int]] = defaultdict(set)
     for cell in plan.cells:
-        if cell.arm in ARMS and cell.budget > 0:
+        if cell.arm in CELL_ARMS and cell.budget > 0:
             by_config[(cell.budget, cell.arm, ids[cell.run_id])].add(cell.seed)
     placed: Placed = {}
     for (budget, arm, _), seeds in by_config.items():
         if len(seeds) > len(placed.get((budget, arm), ())):
             placed[(budget, arm)] = seeds
-    order = [arm for arm in ARMS if any(arm == level for _, level in placed)]
+    order = [arm for arm in CELL_ARMS if any(arm == level for _, level in placed)]
     return _families("arms", placed, order, str, lambda budget: f"budget {budget:.4g}", None, "budgets")
 
 

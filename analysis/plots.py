@@ -48,6 +48,8 @@ class Look(NamedTuple):
 LOOKS: dict[str, Look] = {
     "pixel": Look("#0072B2", "s", (0, (4, 1.5))),
     "salt": Look("#D55E00", "o", "-"),
+    "external": Look("#882255", "p", (0, (3, 1, 1, 1, 1, 1))),
+    "hybrid": Look("#332288", "d", (0, (7, 1.5))),
     "vjepa": Look("#117755", "^", (0, (1, 1.2))),
 }
 #: For arms of other projects, in the order in which they are met.
@@ -57,12 +59,19 @@ _OTHER_LOOKS = (
     Look("#56B4E9", "P", (0, (2, 1))),
     Look("#996600", "X", (0, (6, 1, 1, 1, 1, 1))),
 )
-ARM_NAMES = {"pixel": "pixel", "salt": "SALT (frozen teacher)", "vjepa": "V-JEPA (EMA teacher)"}
+ARM_NAMES = {
+    "pixel": "pixel",
+    "salt": "SALT (frozen teacher)",
+    "external": "external teacher",
+    "hybrid": "hybrid (latents + pixels)",
+    "vjepa": "V-JEPA (EMA teacher)",
+}
 #: Reference lines: colour and line style, distinct in grey by their dashes.
 REFERENCES: dict[str, tuple[str, Any]] = {
     "chance": ("#666666", (0, (1, 2))),
     "raw": ("#666666", (0, (6, 2, 1, 2))),
     "supervised": ("#222222", (0, (8, 2))),
+    "external": ("#882255", (0, (1, 1))),
 }
 RANDOM_BAND = "#BBBBBB"
 PROBE_NAMES = {"linear": "linear probe", "knn": "k-nearest neighbours", "attentive": "attentive probe"}

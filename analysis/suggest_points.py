@@ -18,7 +18,7 @@ import pandas as pd
 from analysis.configs import configuration_ids, configuration_label, variants
 from analysis.pareto import usable
 from salt.plan_specs import Cell, Plan, PlannedRun
-from salt.specs import ARMS
+from salt.specs import CELL_ARMS
 
 #: (identity without seed, seed)
 RunKey = tuple[str, int]
@@ -84,7 +84,7 @@ def points_of(plan: Plan, table: pd.DataFrame, label: str, kind: str) -> list[Po
     runs = {run.run_id: run for run in plan.runs}
     cells: dict[PointKey, list[Cell]] = defaultdict(list)
     for cell in plan.cells:
-        if cell.arm in ARMS and cell.budget > 0 and cell.cell_id in asked:
+        if cell.arm in CELL_ARMS and cell.budget > 0 and cell.cell_id in asked:
             cells[(ids[cell.run_id], cell.budget)].append(cell)
     found = []
     seeds_here: dict[PointKey, frozenset[int]] = defaultdict(frozenset)

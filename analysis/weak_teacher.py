@@ -42,6 +42,7 @@ _PLACE = [
     "label",
     "kind",
     "frames",
+    "arm",
     "budget_flops",
     "teacher",
     "student",
@@ -102,7 +103,7 @@ def teacher_student_table(table: pd.DataFrame) -> pd.DataFrame:
     groups = students.groupby([*SCORE_KEY, "config_id", "budget_flops"], sort=True)
     found = [_teacher_student(group, rows) for _, group in groups]
     result = pd.DataFrame(found, columns=_TABLE_COLUMNS)
-    order = ["label", "kind", "frames", "budget_flops", "teacher", "student", "config"]
+    order = ["label", "kind", "frames", "budget_flops", "arm", "teacher", "student", "config"]
     return result.sort_values(order, kind="stable").reset_index(drop=True)
 
 

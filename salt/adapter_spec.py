@@ -16,7 +16,7 @@ class AdapterSpec(Spec, kw_only=True):
     """A frozen model of transformers, with all that its latents depend on beside its weights.
 
     A clip is resized to `input_px`, its values times `rescale` are normalised by `mean` and `std`; of the
-    tokens of one pass the first `special_tokens` are dropped. Models with a `tubelet_frames` read whole clips,
+    tokens of one pass the first `special_tokens` are dropped. Models with `tubelet_frames` read whole clips,
     those without read single frames. `resize_grid` takes latents to a student's grid of another side.
     """
 

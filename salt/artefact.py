@@ -18,8 +18,8 @@ from salt.tensor_names import misfits, plain_names, shapes
 if TYPE_CHECKING:
     import torch
 
-    from salt.specs import ClipSpec
     from salt.external_model import ExternalEncoder
+    from salt.specs import ClipSpec
     from salt.vit import Encoder
 
     AnyEncoder = Encoder | ExternalEncoder

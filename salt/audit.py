@@ -323,7 +323,7 @@ def _standing_for(vit: VitSpec, model: ModelSpec, clip: ClipSpec, adapter: Adapt
             self.blocks = nn.ModuleList(Block(vit) for _ in range(vit.depth))
 
         def forward(self, patches: torch.Tensor) -> torch.Tensor:
-            x = self.embed(patches)
+            x: torch.Tensor = self.embed(patches)
             x = torch.cat([x.new_empty(len(x), adapter.special_tokens, vit.width), x], dim=1)
             for block in self.blocks:
                 x = block(x)

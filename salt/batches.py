@@ -316,7 +316,7 @@ def to_patches(crops: torch.Tensor, clip: ClipSpec, model: ModelSpec) -> torch.T
 
 
 def from_patches(patches: torch.Tensor, clip: ClipSpec, model: ModelSpec) -> torch.Tensor:
-    """The inverse of `to_patches`: normalised patches [B, N, P] -> pixels 0 to 255, float32 [B, T, side, side, C].
+    """The inverse of `to_patches`: patches [B, N, P] -> pixels 0 to 255, float32 [B, T, side, side, C].
 
     Pixels were bytes, so that rounding takes away all that normalising has left.
     """
@@ -326,7 +326,9 @@ def from_patches(patches: torch.Tensor, clip: ClipSpec, model: ModelSpec) -> tor
     x = patches.float().unflatten(-1, (-1, channels))
     factors, offsets = (torch.tensor(value, device=x.device) for value in (factor, offset))
     x = ((x + offsets) / factors).round_().view(-1, steps, side, side, t, p, p, channels)
-    crops: torch.Tensor = x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, clip.frames, side * p, side * p, channels)
+    crops: torch.Tensor = x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(
+        -1, clip.frames, side * p, side * p, channels
+    )
     return crops
 
 

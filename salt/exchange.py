@@ -84,7 +84,9 @@ def export_problems(spec: RunSpec) -> list[str]:
     if spec.arm == "raw":
         problems.append("arm raw has no encoder")
     if spec.external is not None and spec.external.adapter:
-        return [f"its weights are a {spec.external.model} of transformers already: take the folder they came from"]
+        return [
+            f"its weights are a {spec.external.model} of transformers already: take the folder they came from"
+        ]
     if position.sincos:
         problems.append("model.position.sincos adds vectors to tokens, V-JEPA 2 has rotary positions only")
     if not position.rope:

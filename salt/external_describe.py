@@ -81,7 +81,8 @@ def describe(folder: Path, reading: Reading, where: str) -> Described:
     kind = str(config.model_type)
     if kind not in FAMILIES:
         raise UserError(
-            f"{where}: {folder / CONFIG} is a {kind!r}; external teachers can be {', '.join(sorted(FAMILIES))}"
+            f"{where}: {folder / CONFIG} is a {kind!r}; external teachers can be "
+            f"{', '.join(sorted(FAMILIES))}"
         )
     family = FAMILIES[kind]
     sees = getattr(config, "vision_config", config)
@@ -91,7 +92,8 @@ def describe(folder: Path, reading: Reading, where: str) -> Described:
     side = _input_px(family, own, patch, processor.side, reading, where)
     if reading.per_tubelet is not None and family in VIDEO:
         raise UserError(
-            f"{where}: per_tubelet {reading.per_tubelet}: {family} reads whole clips, not frames; leave it out"
+            f"{where}: per_tubelet {reading.per_tubelet}: {family} reads whole clips, not frames; leave it "
+            "out"
         )
     adapter = AdapterSpec(
         family=family,

@@ -26,7 +26,8 @@ def grid_problems(adapter: AdapterSpec, clip: ClipSpec, model: ModelSpec) -> lis
         )
     if adapter.frames is not None and adapter.frames != clip.frames:
         problems.append(
-            f"it reads {adapter.frames} frames, the clip has {clip.frames}: set `clip.frames: {adapter.frames}`"
+            f"it reads {adapter.frames} frames, the clip has {clip.frames}: set "
+            f"`clip.frames: {adapter.frames}`"
         )
     own = adapter.tubelet_frames
     if own is not None and model.tubelet_frames % own:

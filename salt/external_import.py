@@ -1,4 +1,4 @@
-"""A folder of transformers becomes a finished run of the store: frozen weights that can teach and be probed."""
+"""A folder of transformers becomes a finished run of the store: frozen weights that teach and are probed."""
 
 from __future__ import annotations
 

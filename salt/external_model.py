@@ -58,7 +58,7 @@ class ExternalEncoder(nn.Module):
         self.grid = grid(model, clip)
 
     def forward(self, patches: torch.Tensor, layer: int | None = None) -> torch.Tensor:
-        """Patches of whole clips [B, N, P] -> latents [B, N, D], of the last layer or after `layer` blocks."""
+        """Patches of whole clips [B, N, P] -> latents [B, N, D], the output or those after `layer` blocks."""
         if layer is not None:
             return self.forward_layers(patches, (layer,))[0]
         found: torch.Tensor = self._run(self.pixels(patches)).last_hidden_state
@@ -96,7 +96,7 @@ class ExternalEncoder(nn.Module):
         ]
 
     def pixels(self, patches: torch.Tensor) -> torch.Tensor:
-        """What the model reads of clips [B, N, P]: float32 [B, F, 3, side, side], F the frames that it needs."""
+        """What the model reads of clips [B, N, P]: float32 [B, F, 3, side, side], of the frames it needs."""
         adapter, tubelet = self.adapter, self.model.tubelet_frames
         crops = from_patches(patches, self.clip, self.model)
         if adapter.tubelet_frames is None and adapter.per_tubelet != "mean":
@@ -107,8 +107,11 @@ class ExternalEncoder(nn.Module):
         if images.shape[-1] != adapter.input_px:
             size = (adapter.input_px, adapter.input_px)
             images = F.interpolate(images, size, mode=adapter.resample, antialias=True).clamp(0, 255)
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (adapter.mean, adapter.std))
-        return ((images * adapter.rescale - mean) / std).unflatten(0, crops.shape[:2])
+        mean, std = (
+            torch.tensor(v, device=images.device)[:, None, None] for v in (adapter.mean, adapter.std)
+        )
+        read: torch.Tensor = (images * adapter.rescale - mean) / std
+        return read.view(*crops.shape[:2], *read.shape[1:])
 
     def _run(self, pixels: torch.Tensor) -> Any:
         if self.adapter.family == "vjepa2":
@@ -155,8 +158,8 @@ def load_external(run: RunDir, spec: RunSpec, weights: dict[str, torch.Tensor]) 
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunFailed(
                 "teacher",
-                f"{folder}: the model's configuration cannot be read: {error}; move the run's folder away and "
-                "plan again",
+                f"{folder}: the model's configuration cannot be read: {error}; move the run's folder away "
+                "and plan again",
             ) from error
     encoder = ExternalEncoder(backbone_of(model, adapter.family), adapter, spec.model, spec.clip)
     problem = misfits(shapes(weights), shapes(encoder.state_dict()))

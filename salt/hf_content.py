@@ -1,4 +1,4 @@
-"""What a folder of a Hugging Face model holds, as hashes: the same weights are the same, in one file or many."""
+"""What a folder of a Hugging Face model holds, as hashes; weights are the same in one file or in many."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def _header(path: Path) -> tuple[int, dict[str, _Tensor]]:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _LONGEST_HEADER:
-                raise UserError(f"{path}: this is no safetensors file: its header would be {length} bytes long")
+                raise UserError(
+                    f"{path}: this is no safetensors file: its header would be {length} bytes long"
+                )
             raw = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
         raw.pop("__metadata__", None)
         return 8 + length, {name: msgspec.json.decode(text, type=_Tensor) for name, text in raw.items()}

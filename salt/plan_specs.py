@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from salt.specs import (
-    Arm,
+    CellArm,
     Charge,
     Convention,
     Cost,
@@ -26,7 +26,7 @@ class Cell(Spec, kw_only=True):
     cell_id: str
     budget: NonNegativeFloat  # in the plan's unit (`Plan.match`); 0 for references
     budget_flops: NonNegativeInt  # the budget where FLOPs are matched, else what the cell is charged
-    arm: Arm
+    arm: CellArm
     student: str  # name of the encoder size that is probed
     teacher: str | None  # size of the teacher that gives the targets
     teacher_share: float | None  # of the budget, as asked

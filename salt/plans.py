@@ -20,7 +20,7 @@ from salt.errors import UserError
 from salt.flops import cache_cost, step_cost
 from salt.plan_specs import Cell, Plan, PlannedRun, Refused
 from salt.specs import (
-    Arm,
+    CellArm,
     Charge,
     Convention,
     Cost,
@@ -86,7 +86,7 @@ class RunLine(Spec, kw_only=True, tag_field="record", tag="run", omit_defaults=T
 class CellLine(Spec, kw_only=True, tag_field="record", tag="cell", omit_defaults=True):
     cell_id: str
     budget: NonNegativeFloat
-    arm: Arm
+    arm: CellArm
     student: str
     seed: NonNegativeInt
     run_id: Id

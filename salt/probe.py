@@ -33,8 +33,8 @@ from salt.specs import Frames, ProbeKind, ProbeSpec, RunSpec, VitSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from salt.clips import Clips
     from salt.artefact import AnyEncoder
+    from salt.clips import Clips
 
 SPLITS = ("train", "selection", "report")
 

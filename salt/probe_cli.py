@@ -20,9 +20,9 @@ from salt.writable import make_folder
 if TYPE_CHECKING:
     import torch
 
+    from salt.artefact import AnyEncoder
     from salt.clips import Clips
     from salt.result_specs import ProbeResult
-    from salt.vit import Encoder
 
 Branch = Literal["student", "ema"]
 #: What --branch means; None is the encoder that a run keeps.
@@ -243,7 +243,7 @@ def _probe(
     write_atomically(target.path, pretty_json(result))
 
 
-def load_encoder(target: Target) -> tuple[Encoder | None, str, str]:
+def load_encoder(target: Target) -> tuple[AnyEncoder | None, str, str]:
     """The encoder to be probed, its branch and its weights' hash; None for raw pixels.
 
     Raises:

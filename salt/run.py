@@ -26,9 +26,9 @@ from salt.specs import ExecSpec, ProbeSpec, RunSpec, spec_id
 from salt.store import RunDir, pretty_json, write_atomically
 
 if TYPE_CHECKING:
+    from salt.artefact import AnyEncoder
     from salt.clips import Clips
     from salt.specs import ClipSpec
-    from salt.artefact import AnyEncoder
     from salt.world import World
 
 

@@ -33,8 +33,8 @@ DECLARED = "declared"
 
 Arm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw", "external"]
 ARMS: tuple[Arm, ...] = ("pixel", "salt", "vjepa")
-#: What a cell of a plan compares. A student that learns pixels beside latents (`hybrid`), or latents of weights
-#: that were trained elsewhere (`external`), is a run of the arm salt: what it computes names it, not its plan.
+#: What a cell of a plan compares. A student that learns pixels beside latents (`hybrid`), or latents of
+#: weights that were trained elsewhere (`external`), is a run of the arm salt: what it computes names it.
 CellArm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw", "external", "hybrid"]
 CELL_ARMS: tuple[CellArm, ...] = ("pixel", "salt", "external", "hybrid", "vjepa")
 #: Arms that take no training steps here.
@@ -47,6 +47,11 @@ Role = Literal["teacher", "trunk", "student", "reference"]
 Frames = Literal["ordered", "shuffled", "first", "middle"]
 ProbeKind = Literal["linear", "knn", "attentive"]
 LabelFree = Literal["rankme", "lidar", "alpha_req"]
+
+
+def run_arm(arm: CellArm) -> Arm:
+    """The arm of the run that ends a cell under study."""
+    return "salt" if arm == "hybrid" or arm == "external" else arm  # so that types narrow
 
 
 class VitSpec(Spec, kw_only=True):

@@ -33,9 +33,12 @@ def run_names(plan: Plan) -> dict[str, RunName]:
     sizes = {vit: name for name, vit in SIZES.items()}
     specs = {run.run_id: run.spec for run in plan.runs}
     taught: dict[str, str] = {}
+    arms: dict[str, str] = {}
     for cell in plan.cells:
-        if cell.arm not in ("raw", "external"):
+        if cell.arm != "raw" and specs[cell.run_id].arm != "external":
             sizes[specs[cell.run_id].model.encoder] = cell.student
+        if cell.budget:
+            arms.setdefault(cell.run_id, cell.arm)
         if cell.teacher is not None and cell.teacher_run_id is not None:
             taught[cell.teacher_run_id] = cell.teacher
             if specs[cell.teacher_run_id].arm != "external":  # its name is its own, not its size's
@@ -48,7 +51,7 @@ def run_names(plan: Plan) -> dict[str, RunName]:
         if spec.arm == "external":
             size = taught.get(run.run_id, size)
         names[run.run_id] = RunName(
-            arm=run.role if run.role in ("teacher", "trunk") else spec.arm,
+            arm=run.role if run.role in ("teacher", "trunk") else arms.get(run.run_id, spec.arm),
             size="raw" if spec.arm == "raw" else size,
             teacher=None if teacher is None else taught.get(teacher.run_id, sizes.get(teacher.encoder)),
             budget_flops=budgets.get(run.run_id, 0),

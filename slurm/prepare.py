@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from salt.errors import UserError
+from salt.flops import own_adapter
 from salt.plan_specs import Plan
 from salt.probe_views import probe_clip_spec
 from salt.problems import run_problems
-from salt.specs import DECLARED, ClipSpec, DataPart, DataSpec
+from salt.specs import DECLARED, ClipSpec, DataPart, DataSpec, RunSpec
 from salt.store import RunDir
 from slurm.names import run_names
 
@@ -63,8 +64,14 @@ def require_imported(store: Path, plan: Plan) -> None:
         model = run.spec.external.model if run.spec.external is not None else "unknown"
         raise UserError(
             f"plan {plan.name}: the imported weights of run {run.run_id} ({model}) are not in {store}"
-            f"{others}: bring them with `salt-train import FOLDER --store {store}`"
+            f"{others}: {_how_to_bring(run.spec, store)}"
         )
+
+
+def _how_to_bring(spec: RunSpec, store: Path) -> str:
+    if own_adapter(spec) is not None:
+        return "plan the study again, which copies them from the folder that it names"
+    return f"bring them with `salt-train import FOLDER --store {store}`"
 
 
 def refuse_runs(plan: Plan) -> None:

@@ -20,7 +20,7 @@ from salt.masks import check_masks
 from salt.plans import UNNAMED
 from salt.problems import data_problems, objective_problems
 from salt.sizes import check_model, grid
-from salt.specs import UNTRAINED, Arm, Cost, DataSpec, OptimSpec, RunSpec, TeacherRef
+from salt.specs import UNTRAINED, CellArm, Cost, DataSpec, OptimSpec, RunSpec, TeacherRef, run_arm
 from sweeps.external import external_problems
 from sweeps.site import run_precision
 from sweeps.study import Study, Training
@@ -44,6 +44,7 @@ class Base:
     """One base. Prices are per step: exact FLOPs, and in the unit that the study matches."""
 
     number: int
+    arm: CellArm  # as the study calls it: a hybrid's run is of the arm salt
     size: str
     teacher: str | None  # size of the teacher, or name of imported weights
     spec: RunSpec
@@ -88,7 +89,7 @@ class Bases:
 
     def get(
         self,
-        arm: Arm,
+        arm: CellArm,
         size: str,
         teacher: str | None = None,
         changes: Mapping[str, Any] | None = None,
@@ -119,7 +120,7 @@ class Bases:
         return self._known[key]
 
     def external(self, name: str) -> Base:
-        """The base of imported weights: no steps, no price."""
+        """The base of weights from elsewhere: no steps, and no price but one that the study states."""
         key = ("external", name)
         if key not in self._known:
             self._known[key] = self._imported(name)
@@ -128,19 +129,20 @@ class Bases:
 
     def _imported(self, name: str) -> Base:
         found, file = self.study.external[name], self.study.file
-        nothing = Cost(convention=file.convention)
+        nothing, stated = Cost(convention=file.convention), cache_cost(found.spec, file.convention)
         hours = None if self.site is None else 0.0
         return Base(
             number=len(self.all),
+            arm="external",
             size=name,
             teacher=None,
             spec=found.spec,
             step=nothing,
-            cache=nothing,
+            cache=stated,
             step_flops=0,
-            cache_flops=0,
+            cache_flops=stated.total_flops,
             unit_price=1.0,
-            unit_cache=0.0,
+            unit_cache=float(stated.total_flops) if self.study.match == "flops" else 0.0,
             gpu_seconds=hours,
             cache_gpu_seconds=hours,
             fit=None,
@@ -151,7 +153,7 @@ class Bases:
 
     def _make(
         self,
-        arm: Arm,
+        arm: CellArm,
         size: str,
         teacher: str | None,
         changes: Mapping[str, Any],
@@ -162,7 +164,10 @@ class Bases:
         training = study.training(arm, size, changes)
         reference = None
         if teacher is not None:
-            reference = TeacherRef(run_id=UNNAMED, step=0, encoder=study.vit(teacher), stage=stage)
+            adapter = study.adapter(teacher) if stage == 1 else msgspec.UNSET
+            reference = TeacherRef(
+                run_id=UNNAMED, step=0, encoder=study.vit(teacher), stage=stage, adapter=adapter
+            )
         spec = run_spec(
             study,
             arm,
@@ -186,6 +191,7 @@ class Bases:
         }[study.match]
         return Base(
             number=len(self.all),
+            arm=arm,
             size=size,
             teacher=teacher,
             spec=spec,
@@ -279,7 +285,7 @@ def build_problems(
 
 def run_spec(
     study: Study,
-    arm: Arm,
+    arm: CellArm,
     size: str,
     data: DataSpec,
     training: Training,
@@ -289,7 +295,7 @@ def run_spec(
 ) -> RunSpec:
     """A run of this study without seed and steps."""
     return RunSpec(
-        arm=arm,
+        arm=arm if arm in UNTRAINED else run_arm(arm),
         seed=0,
         steps=0,
         model=study.model(size),
@@ -299,11 +305,11 @@ def run_spec(
         objective=training.objective,
         optim=training.optim,
         teacher=teacher,
-        cached_views=study.cached_views if arm == "salt" else None,
+        cached_views=study.cached_views if teacher is not None else None,
     )
 
 
-def optim_at(study: Study, base: Base, arm: Arm, steps: int) -> OptimSpec | None:
+def optim_at(study: Study, base: Base, arm: CellArm, steps: int) -> OptimSpec | None:
     """The recipe of a run of this length where its rules depend on the length; None where they do not."""
     if not base.recipe_on_steps:
         return None

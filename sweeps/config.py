@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from salt.adapter_spec import GridResize, PerTubelet
 from salt.specs import (
     Charge,
     ClipSpec,
@@ -99,6 +100,21 @@ class ModelConfig(Spec, kw_only=True):
     mask_token: Literal["shared", "per_mask"] = "shared"
 
 
+class ExternalConfig(Spec, kw_only=True):
+    """Weights that were trained elsewhere: `hf:FOLDER` of transformers, or an imported run.
+
+    `input_px` is the side at which the model is run, if not its own; `per_tubelet` how a model of single
+    frames sees a tubelet; `resize_grid` whether its latents may be interpolated to the student's grid;
+    `trained_flops` what its training has cost, which its students are then charged.
+    """
+
+    model: str
+    input_px: PositiveInt | None = None
+    per_tubelet: PerTubelet | None = None
+    resize_grid: GridResize = "none"
+    trained_flops: PositiveFloat | None = None
+
+
 class ArmConfig(Spec, kw_only=True):
     """One arm. `optim` and `objective` lie over the study's own; `sweep` turns fields into axes.
 
@@ -142,10 +158,22 @@ class SaltConfig(ArmConfig, kw_only=True):
     chains: tuple[Annotated[tuple[StageConfig, ...], Meta(min_length=1)], ...] = ()
 
 
+class ExternalArmConfig(ArmConfig, kw_only=True):
+    """Students of teachers that were trained elsewhere: names of the study's `external`, or `hf:FOLDER`."""
+
+    teachers: Annotated[tuple[str, ...], Meta(min_length=1)]
+
+
 class ArmsConfig(Spec, kw_only=True):
+    """The arms that are compared. `hybrid` is `salt` with pixels beside the latents, weighted by
+    `objective.pixel_weight`, which is 1 unless the study says otherwise.
+    """
+
     pixel: ArmConfig | None = None
     vjepa: ArmConfig | None = None
     salt: SaltConfig | None = None
+    external: ExternalArmConfig | None = None
+    hybrid: SaltConfig | None = None
 
 
 class SeedsHere(Spec, kw_only=True):
@@ -155,7 +183,7 @@ class SeedsHere(Spec, kw_only=True):
     `salt-analyze pareto` writes: its cells and their neighbours in the grid.
     """
 
-    arms: tuple[Literal["pixel", "vjepa", "salt"], ...] | None = None
+    arms: tuple[Literal["pixel", "vjepa", "salt", "external", "hybrid"], ...] | None = None
     students: tuple[str, ...] | None = None
     teachers: tuple[str, ...] | None = None
     teacher_share: tuple[OpenShare, ...] | None = None
@@ -213,7 +241,7 @@ class StudyFile(Spec, kw_only=True):
     clip: ClipSpec
     model: ModelConfig
     sizes: dict[str, dict[str, Any]] = {}
-    external: dict[str, str] = {}  # name -> the imported run's folder, or its spec.json
+    external: dict[str, str | ExternalConfig] = {}  # name -> an imported run, or `hf:FOLDER`
     masks: MaskSet
     mask_sets: dict[str, MaskSet] = {}
     match: Match = "flops"

@@ -255,7 +255,9 @@ def _teachers(draft: Draft) -> list[str]:
         found.append(
             "charge none: what comes out holds for whoever has the teachers already, not at equal cost"
         )
-    elsewhere = list(dict.fromkeys(stage.size for stage in stages if stage.external))
+    unstated = {name for name, found in draft.study.external.items() if found.stated_flops is None}
+    names = (stage.size for stage in stages if stage.external)
+    elsewhere = [name for name in dict.fromkeys(names) if name in unstated]
     if elsewhere:
         found.append(
             f"{', '.join(elsewhere)} cost nothing here: students of teachers that were trained elsewhere are "

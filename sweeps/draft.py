@@ -310,7 +310,7 @@ class Draft:
     def shares(self) -> list[list[float | None]]:
         """The teachers' share of the budget, by budget and way: as asked, or as FLOPs or steps come out.
 
-        None for teachers that were trained elsewhere.
+        None for teachers that were trained elsewhere at a cost that is not stated.
         """
         table = self.grid.table
         if table is None:
@@ -318,7 +318,7 @@ class Draft:
         asked = [way.stages[0].share if len(way.stages) == 1 else None for way in table.ways]
         return [
             [
-                None if way.is_external else spent / budget if share is None else share
+                None if way.is_external and not spent else spent / budget if share is None else share
                 for way, share, spent in zip(table.ways, asked, row, strict=True)
             ]
             for budget, row in zip(self.study.budgets, table.spent.tolist(), strict=True)

@@ -12,7 +12,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from salt.specs import ARMS, Arm
+from salt.specs import CELL_ARMS, CellArm
 from sweeps.bases import Base, Bases, whole_steps
 from sweeps.study import Study
 from sweeps.teachers import TeacherTable, TeacherWay, teacher_ways
@@ -44,11 +44,16 @@ VERDICTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """The names along the axes of one arm."""
+    """The names along the axes of one arm.
 
-    arm: Arm
+    Arms with teachers have those of all arms on this axis, so that a place means the same in each; `own` are
+    the places of this arm's.
+    """
+
+    arm: CellArm
     students: tuple[str, ...]
-    teachers: tuple[TeacherWay, ...]  # empty but for salt
+    teachers: tuple[TeacherWay, ...]  # empty but for arms that have some
+    own: tuple[int, ...]
     changes: tuple[dict[str, Any], ...]
 
 
@@ -96,10 +101,18 @@ def solve_grid(study: Study, bases: Bases) -> Grid:
     """Whole steps and a verdict for every point of the grid."""
     import numpy as np
 
-    blocks = [_Block(study, bases, place, axes) for place, axes in enumerate(_axes(study))]
-    table = next((block.table for block in blocks if block.table is not None), None)
+    all_axes = _axes(study)
+    ways = next((axes.teachers for axes in all_axes if axes.teachers), ())
+    table = TeacherTable(study, bases, ways) if ways else None
+    blocks = [
+        _Block(study, bases, place, axes, table if axes.own else None) for place, axes in enumerate(all_axes)
+    ]
     for block in blocks:
-        block.solve()
+        block.prepare()
+        if block.table is None:
+            block.pay(None)
+    if table is not None:
+        _pay_with_teachers(table, [block for block in blocks if block.table is not None])
     columns = {
         name: np.concatenate([getattr(block, name).ravel() for block in blocks])
         for name in ("arm", "budget", "student", "teacher", "change", "base", "group", "steps", "charged")
@@ -119,8 +132,9 @@ def solve_grid(study: Study, bases: Bases) -> Grid:
 
 
 def _axes(study: Study) -> list[Axes]:
+    ways, places = _ways(study)
     found = []
-    for arm in ARMS:
+    for arm in CELL_ARMS:
         config = study.arm(arm)
         if config is None:
             continue
@@ -129,11 +143,55 @@ def _axes(study: Study) -> list[Axes]:
             Axes(
                 arm=arm,
                 students=config.students or study.file.students,
-                teachers=teacher_ways(study) if arm == "salt" else (),
+                teachers=ways if places[arm] else (),
+                own=places[arm],
                 changes=tuple(dict(zip(config.sweep, combination, strict=True)) for combination in values),
             )
         )
     return found
+
+
+def _ways(study: Study) -> tuple[tuple[TeacherWay, ...], dict[CellArm, tuple[int, ...]]]:
+    """The teachers of all arms, those that arms share once, and the places of each arm's among them."""
+    ways: list[TeacherWay] = []
+    places: dict[CellArm, tuple[int, ...]] = {}
+    for arm in CELL_ARMS:
+        known = {way.name: place for place, way in enumerate(ways)}
+        mine = []
+        for way in teacher_ways(study, arm):
+            place = known.get(way.name)
+            if place is None:  # one that an arm names twice is there twice, and refused
+                place = len(ways)
+                ways.append(way)
+            mine.append(place)
+        places[arm] = tuple(mine)
+    return tuple(ways), places
+
+
+def _pay_with_teachers(table: TeacherTable, blocks: list[_Block]) -> None:
+    """Pay the points of arms with teachers; under `charge: shared` until the sharers' number stands still."""
+    import numpy as np
+
+    def count(groups: list[Ints]) -> Ints:
+        return sum(
+            (np.bincount(group, minlength=table.groups) for group in groups),
+            start=np.zeros(table.groups, dtype=np.int64),
+        )
+
+    charge = table.study.file.charge
+    sharers = count([block.group.ravel() for block in blocks])
+    for number in itertools.count(1):
+        for block in blocks:
+            block.pay(sharers)
+        counted = count([block.group[block.verdict == 0] for block in blocks])
+        # Fewer sharers pay more each, so more points are too small, and fewer repeat the data.
+        if charge != "shared" or (counted == sharers).all():
+            break
+        sharers = counted
+        if number >= FREE_ROUNDS:  # from here on the count only falls, so this ends
+            for block in blocks:
+                block.out = block.verdict > 0
+    table.students = counted
 
 
 class _Block:
@@ -143,28 +201,34 @@ class _Block:
     charged: Floats
     residual: Floats
     verdict: Ints
+    teacher: Ints
 
-    def __init__(self, study: Study, bases: Bases, place: int, axes: Axes) -> None:
+    def __init__(
+        self, study: Study, bases: Bases, place: int, axes: Axes, table: TeacherTable | None
+    ) -> None:
         import numpy as np
 
-        self.study, self.bases, self.axes = study, bases, axes
-        self.table = TeacherTable(study, bases, axes.teachers) if axes.teachers else None
-        counts = (len(axes.students), max(1, len(axes.teachers)), len(axes.changes))
+        self.study, self.bases, self.axes, self.table = study, bases, axes, table
+        counts = (len(axes.students), max(1, len(axes.own)), len(axes.changes))
         self.shape = (len(study.budgets), *counts)
         self.own = self._own_bases(counts)
         names = ("budget", "student", "teacher", "change")
         for name, index in zip(names, np.indices(self.shape, dtype=np.int64), strict=True):
             setattr(self, name, index)
         self.arm = np.full(self.shape, place, dtype=np.int64)
-        if self.table is None:
-            self.teacher = np.full(self.shape, -1, dtype=np.int64)
+        self.out = np.zeros(self.shape, dtype=bool)  # points that stay as they are
+        self.columns = np.array(axes.own, dtype=np.int64)
+        self.teacher = (
+            np.full(self.shape, -1, dtype=np.int64) if table is None else self.columns[self.teacher]
+        )
 
     def _own_bases(self, counts: tuple[int, ...]) -> Ints:
         """Number of the base of every (student, teacher, change), int64 [S, T, C]."""
         import numpy as np
 
         axes = self.axes
-        targets: list[tuple[str | None, int]] = [(way.size, len(way.stages)) for way in axes.teachers]
+        ways = [axes.teachers[place] for place in axes.own]
+        targets: list[tuple[str | None, int]] = [(way.size, len(way.stages)) for way in ways]
         targets = targets or [(None, 1)]
         by_target: dict[tuple[str | None, int], Ints] = {}
         for target in dict.fromkeys(targets):
@@ -176,8 +240,8 @@ class _Block:
             by_target[target] = np.array(numbers).reshape(counts[0], counts[2])
         return np.stack([by_target[target] for target in targets], axis=1)
 
-    def solve(self) -> None:
-        """Steps, charges and verdicts; under `charge: shared` until the number of sharers stands still."""
+    def prepare(self) -> None:
+        """Prices and verdicts that no charge changes, and the groups of the teachers."""
         import numpy as np
 
         own = [self.bases.all[number] for number in np.unique(self.own)]
@@ -186,43 +250,35 @@ class _Block:
             problems = bool(base.problems)
             misfit = base.fit is not None and base.fit.problem is not None
             lookup[:, base.number] = (base.unit_price, base.unit_cache, base.batch, problems + 2 * misfit)
-        price, cache, batch, flags = lookup[:, self.own]
+        self.price, self.cache, self.batch, flags = lookup[:, self.own]
         fixed = (flags.astype(np.int64) & 1) * CANNOT_BE_BUILT + (flags >= 2) * DOES_NOT_FIT
         self.base = np.broadcast_to(self.own, self.shape)
         self._fixed_verdict = np.broadcast_to(fixed.astype(np.int64), self.shape)
-        budgets = np.array(self.study.budgets)[:, None, None, None]
-        if self.table is None:
-            self.group = np.full(self.shape, -1, dtype=np.int64)
-            nothing = np.zeros((1, 1, 1, 1))
-            self._pay(price, batch, budgets, nothing, np.zeros_like(cache), np.zeros(self.shape, dtype=bool))
-            return
-        self.group = np.broadcast_to(self.table.group[:, None, :, None], self.shape)
-        spent = self.table.spent[:, None, :, None]
-        sharers = np.bincount(self.group.ravel(), minlength=self.table.groups)
-        out = np.zeros(self.shape, dtype=bool)
-        for number in itertools.count(1):
-            part, cached = _shares(self.study.file.charge, sharers[self.group])
-            self._pay(price, batch, budgets, spent * part, cache * cached, out)
-            counted = np.bincount(self.group[self.verdict == 0], minlength=self.table.groups)
-            # Fewer sharers pay more each, so more points are too small, and fewer repeat the data.
-            if self.study.file.charge != "shared" or (counted == sharers).all():
-                break
-            sharers = counted
-            if number >= FREE_ROUNDS:  # from here on the count only falls, so this ends
-                out = self.verdict > 0
-        self.table.students = counted
+        self.group = np.full(self.shape, -1, dtype=np.int64)
+        if self.table is not None:
+            self.group = np.broadcast_to(self.table.group[:, None, self.columns, None], self.shape)
 
-    def _pay(
-        self, price: Floats, batch: Floats, budgets: Floats, above: Floats, cache: Floats, out: Bools
-    ) -> None:
+    def pay(self, sharers: Ints | None) -> None:
+        """Steps, charges and verdicts; `sharers` counts the points of each teacher (None: no teachers)."""
+        import numpy as np
+
+        if self.table is None or sharers is None:
+            self._pay(np.zeros((1, 1, 1, 1)), np.zeros_like(self.cache))
+            return
+        part, cached = _shares(self.study.file.charge, sharers[self.group])
+        self._pay(self.table.spent[:, None, self.columns, None] * part, self.cache * cached)
+
+    def _pay(self, above: Floats, cache: Floats) -> None:
         """Spend what is left of the budgets. Points that are `out` keep their numbers and verdicts."""
         import numpy as np
 
+        price, out = self.price, self.out
+        budgets = np.array(self.study.budgets)[:, None, None, None]
         before = (self.steps, self.charged, self.residual, self.verdict) if out.any() else None
         file = self.study.file
         fixed = self._fixed_verdict.copy()
         if self.table is not None:
-            fixed |= self.table.verdict[:, None, :, None]
+            fixed |= self.table.verdict[:, None, self.columns, None]
         unbuilt = (fixed & CANNOT_BE_BUILT) > 0
         left = budgets - above - cache
         self.steps = whole_steps(left / price, ~unbuilt, f"{self.study.path}: budgets of arm {self.axes.arm}")
@@ -233,7 +289,7 @@ class _Block:
         verdict = fixed | exceeds * TEACHER_EXCEEDS | (~exceeds & few) * TOO_SMALL
         verdict |= (~exceeds & ~few & (np.abs(self.residual) > TOLERANCE)) * MISSES
         if file.maximum_epochs is not None:
-            verdict |= (self.steps * batch > file.maximum_epochs * self.bases.epoch_clips) * REPEATS
+            verdict |= (self.steps * self.batch > file.maximum_epochs * self.bases.epoch_clips) * REPEATS
         # What cannot be built has no price, so nothing else is known of it.
         self.verdict = np.where(unbuilt, CANNOT_BE_BUILT, verdict)
         if before is not None:

@@ -161,12 +161,17 @@ def write_plan(store: Path, draft: Draft) -> Written:
     """Write the three files of a plan, `plan.jsonl` last.
 
     A plan of the same name is replaced: runs are named by their content, so nothing that was computed is
-    lost. The answer says how many runs came and went.
+    lost. The answer says how many runs came and went. Models of transformers that it names are copied into
+    the store first, so that jobs find them wherever they run.
     """
     from sweeps.costs import costs_csv
 
     folder = plan_dir(store, draft.study.name)
     path = folder / "plan.jsonl"
+    used = {run.run_id for run in draft.others} | {ref.run.run_id for ref in draft.references}
+    for external in draft.study.external.values():
+        if external.run_id in used:
+            external.bring(store)
     before = _run_ids(path) if path.exists() else None
     old = file_sha256(path) if path.exists() else None
     write_atomically(folder / "study.yaml", draft.study.data)

@@ -63,10 +63,12 @@ def references_of(grid: Grid, data: DataSpec) -> list[Reference]:
                 raise UserError(f"{study.path}: references.supervised: {'; '.join(problems)}")
             spec = msgspec.structs.replace(spec, steps=wanted.supervised.steps, label=wanted.supervised.label)
             found += _seeds(grid, spec, size)
-    for name in wanted.external:
+    # Whoever learns from weights trained elsewhere is held against them.
+    taught = study.file.arms.external
+    for name in dict.fromkeys([*wanted.external, *(taught.teachers if taught is not None else ())]):
         base = grid.bases.external(name)
         if base.problems:
-            raise UserError(f"{study.path}: references.external: {'; '.join(base.problems)}")
+            raise UserError("\n".join(f"{study.path}: {problem}" for problem in base.problems))
         found.append(Reference(run=external_run(base, "reference"), size=name))
     if wanted.raw:
         spec = _spec(study, "raw", sizes[0], data, plain)

@@ -131,7 +131,7 @@ class Schedule:
         """The recipe of a run of this length: its trunk's where it branches off one."""
         if trunk is not None:
             return msgspec.structs.replace(self.runs[trunk[0]].spec.optim, schedule="cooldown")
-        return optim_at(self.study, base, base.spec.arm, steps) or base.spec.optim
+        return optim_at(self.study, base, base.arm, steps) or base.spec.optim
 
     def cosine_flops(self, points: list[int], seeds: list[tuple[int, ...]]) -> int:
         """What the same paths cost as whole runs of their own, teachers counted once."""
@@ -251,7 +251,7 @@ class Schedule:
             branches = tuple(sorted(self._branches[key]))
             stage = 1 if base.spec.teacher is None else base.spec.teacher.stage
             constant = self.grid.bases.get(
-                base.spec.arm, base.size, base.teacher, base.training, stage=stage, phase="constant"
+                base.arm, base.size, base.teacher, base.training, stage=stage, phase="constant"
             )
             level = 0 if teacher is None else self.runs[teacher[0]].level + 1
             optim = self._trunk_optim(constant, branches[-1], min(self._paths[key]))
@@ -259,7 +259,7 @@ class Schedule:
             warmup = warmup_steps(spec.optim, spec.steps)
             if branches[0] < warmup:
                 raise UserError(
-                    f"{self.study.path}: schedule: a cooldown of {base.spec.arm} {base.size} would branch "
+                    f"{self.study.path}: schedule: a cooldown of {base.arm} {base.size} would branch "
                     f"off after {branches[0]} steps, inside the trunk's warmup of {warmup}; lower "
                     "optim.warmup_share, or leave out the smallest budgets"
                 )
@@ -271,7 +271,7 @@ class Schedule:
         else a trunk for the largest budget would still be warming up where the smallest one ends.
         """
         if base.recipe_on_steps:
-            return optim_at(self.study, base, base.spec.arm, steps) or base.spec.optim
+            return optim_at(self.study, base, base.arm, steps) or base.spec.optim
         share = base.spec.optim.warmup_share * shortest / steps
         return msgspec.structs.replace(base.spec.optim, warmup_share=min(1.0, share))
 

@@ -73,7 +73,7 @@ def _row(draft: Draft, place: int) -> Row:
     own_charged = charged_flops(own, None, charge, students)
     inference = [flops[name] for name in ("teacher_forward", "teacher_cache") if name in flops]
     predictor = [flops[name] for name in ("predictor", "decoder") if name in flops]
-    if way is not None and way.is_external:
+    if above is not None and not above.parts:
         above = None  # what it cost is not known here
     own_hours = base.gpu_hours(steps)
     teacher_hours = draft.teacher_gpu_hours(group)
@@ -252,7 +252,20 @@ def _external_sentence(draft: Draft) -> list[str]:
     names = [name for name, external in draft.study.external.items() if external.run_id in used]
     if not names:
         return []
-    return [f"Not charged, trained elsewhere: {', '.join(names)}. Their students have the whole budget."]
+    stated = {name: draft.study.external[name].stated_flops for name in names}
+    free = [name for name, flops in stated.items() if flops is None]
+    found = []
+    if free:
+        found.append(
+            f"Not charged, trained elsewhere: {', '.join(free)}. Their students have the whole budget."
+        )
+    words = [f"{name} {flops_text(flops)}" for name, flops in stated.items() if flops is not None]
+    if words:
+        found.append(
+            f"Trained elsewhere at a cost that the study states: {', '.join(words)}. Teachers' FLOPs above "
+            "hold it, students are charged it like the training of any teacher, no machine here spends it."
+        )
+    return found
 
 
 def _wsd_sentence(draft: Draft, every: int) -> list[str]:

@@ -11,12 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET, UnsetType
+
+from salt.adapter_spec import AdapterSpec
 from salt.errors import UserError
 from salt.sizes import SIZES, grid
-from salt.specs import Arm, MaskSpec, Match, ModelSpec, ObjectiveSpec, OptimSpec, ProbeSpec, VitSpec
+from salt.specs import (
+    CellArm,
+    MaskSpec,
+    Match,
+    ModelSpec,
+    ObjectiveSpec,
+    OptimSpec,
+    ProbeSpec,
+    VitSpec,
+    run_arm,
+)
 from sweeps.config import SPLITS, TARGETS, ArmConfig, ProbeConfig, StudyFile
 from sweeps.document import decode, overlay, parse_yaml, unknown_key
-from sweeps.external import External, read_external
+from sweeps.external import External, read_external, with_names
 from sweeps.mask_config import mask_spec
 from sweeps.recipe import Recipe
 from sweeps.recipe_file import recipe_of
@@ -81,13 +94,17 @@ class Study:
         """The encoder of a size, or of imported weights, by name."""
         return self.external[name].encoder if name in self.external else self.sizes[name]
 
-    def arm(self, name: Arm) -> ArmConfig | None:
+    def adapter(self, name: str) -> AdapterSpec | UnsetType:
+        """How a model of transformers is read; unset for imported encoders and sizes."""
+        found = self.external[name].spec.external if name in self.external else None
+        return UNSET if found is None else found.adapter
+
+    def arm(self, name: CellArm) -> ArmConfig | None:
         config: ArmConfig | None = getattr(self.file.arms, name)
         return config
 
     def model(self, size: str) -> ModelSpec:
-        shared = {name: getattr(self.file.model, name) for name in self.file.model.__struct_fields__}
-        return ModelSpec(encoder=self.sizes[size], **shared)
+        return _model(self.file, self.sizes[size])
 
     @functools.cached_property
     def token_grid(self) -> tuple[int, int, int]:
@@ -100,7 +117,7 @@ class Study:
         return tuple(mask_spec(config, self.token_grid) for config in configs)
 
     def training(
-        self, arm: Arm, size: str, changes: Mapping[str, Any] | None = None, steps: int = 0
+        self, arm: CellArm, size: str, changes: Mapping[str, Any] | None = None, steps: int = 0
     ) -> Training:
         """What an arm trains with; `changes` are swept fields such as `optim.lr`.
 
@@ -116,8 +133,10 @@ class Study:
         if self.rules is not None:
             batch = optim.get("batch_clips", OptimSpec().batch_clips)
             vit = self.sizes[size]
-            optim = self.rules.optim(arm, vit, batch, steps) | optim
-            objective = self.rules.objective(arm, vit, batch, steps) | objective
+            optim = self.rules.optim(run_arm(arm), vit, batch, steps) | optim
+            objective = self.rules.objective(run_arm(arm), vit, batch, steps) | objective
+        if arm == "hybrid":
+            objective.setdefault("pixel_weight", 1.0)
         place = f"{self.path}: arms.{arm}."
         return Training(
             optim=decode(optim, OptimSpec, f"{place}optim."),
@@ -197,6 +216,8 @@ def load_study(
         changed = {key: value for key, value in raw.items() if not (key == "quick" and quick)}
         changed = overlay(changed, file.quick) if quick else changed
         file = decode({**changed, **changes}, StudyFile, f"{path}: ")
+    sizes = _sizes(file, path)
+    file = with_names(file, sizes, str(path))
     study = Study(
         path=path,
         folder=folder or path.parent.absolute(),
@@ -205,10 +226,10 @@ def load_study(
         file=file,
         overrides=dict(changes or {}),
         budgets=_budgets(file),
-        sizes=_sizes(file, path),
+        sizes=sizes,
         sources=sources_of(file, folder or path.parent),
         rules=recipe_of(file.recipe, folder or path.parent) if file.recipe is not None else None,
-        external=_external(file, path, folder or path.parent),
+        external=_external(file, sizes, path, folder or path.parent),
     )
     problems = problems_of(study)
     if problems:
@@ -264,14 +285,20 @@ def _sizes(file: StudyFile, path: Path) -> dict[str, VitSpec]:
     return sizes
 
 
-def _external(file: StudyFile, path: Path, folder: Path) -> dict[str, External]:
+def _model(file: StudyFile, encoder: VitSpec) -> ModelSpec:
+    shared = {name: getattr(file.model, name) for name in file.model.__struct_fields__}
+    return ModelSpec(encoder=encoder, **shared)
+
+
+def _external(file: StudyFile, sizes: dict[str, VitSpec], path: Path, folder: Path) -> dict[str, External]:
     found = {}
-    for name, place in file.external.items():
+    model = _model(file, next(iter(sizes.values())))  # any: it is the token grid that matters
+    for name, asked in file.external.items():
         where = f"{path}: external.{name}"
         if name in SIZES or name in file.sizes:
             raise UserError(f"{where}: this is the name of a size; choose another one")
         _check_name(name, where)
-        found[name] = read_external(name, (folder / place).absolute(), where)
+        found[name] = read_external(name, asked, folder, where, file.clip, model)
     return found
 
 

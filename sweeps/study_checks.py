@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from salt.specs import ARMS, ObjectiveSpec, OptimSpec
+from salt.specs import CELL_ARMS, ObjectiveSpec, OptimSpec
 from sweeps.config import SaltConfig, StageConfig
 from sweeps.document import unknown_name
 from sweeps.mask_config import mask_mistakes
@@ -29,9 +29,11 @@ def problems_of(study: Study) -> list[str]:
     for field, values in (("seeds", file.seeds), ("students", file.students)):
         problems += _repeated(field, values)
     problems += _unknown_sizes(study, "students", file.students)
-    if not any(study.arm(arm) for arm in ARMS):
-        problems.append("arms: no arm is given; add one of pixel, vjepa, salt (for example `pixel: {}`)")
-    for arm in ARMS:
+    if not any(study.arm(arm) for arm in CELL_ARMS):
+        problems.append(
+            "arms: no arm is given; add one of pixel, vjepa, salt, external, hybrid (for example `pixel: {}`)"
+        )
+    for arm in CELL_ARMS:
         config = study.arm(arm)
         if config is not None:
             problems += _unknown_sizes(study, f"arms.{arm}.students", config.students or ())
@@ -39,8 +41,19 @@ def problems_of(study: Study) -> list[str]:
             if config.students == ():
                 problems.append(f"arms.{arm}.students: none is given; name some, or leave the key out")
             problems += _sweep_problems(study, f"arms.{arm}.sweep", config.sweep)
-    if file.arms.salt is not None:
-        problems += _teacher_problems(study, file.arms.salt)
+    for arm, taught in (("salt", file.arms.salt), ("hybrid", file.arms.hybrid)):
+        if taught is not None:
+            problems += _teacher_problems(study, f"arms.{arm}", taught)
+    if file.arms.external is not None:
+        names = file.arms.external.teachers
+        problems += _unknown_external(study, "arms.external.teachers", names)
+        problems += _repeated("arms.external.teachers", names)
+        both = [name for name in names if file.arms.salt is not None and name in file.arms.salt.teachers]
+        problems += [
+            f"arms.external.teachers: {name!r} is among the teachers of arms.salt too, which makes the same "
+            "students twice; name it in one of them"
+            for name in both
+        ]
     problems += _schedule_problems(study) + _mask_problems(study) + mixture_mistakes(study)
     problems += _unknown_external(study, "references.external", file.references.external)
     problems += _repeated("references.external", file.references.external)
@@ -57,8 +70,14 @@ def problems_of(study: Study) -> list[str]:
             )
     problems += _extra_seed_problems(study)
     if not problems:
-        for arm in ARMS:
-            study.training(arm, file.students[0])
+        for arm in CELL_ARMS:
+            training = study.training(arm, file.students[0])
+            swept = "objective.pixel_weight" in getattr(study.arm(arm), "sweep", {})
+            if arm == "hybrid" and study.arm(arm) and not swept and not training.objective.pixel_weight:
+                problems.append(
+                    "arms.hybrid: objective.pixel_weight is 0, which leaves latents alone, as in the arm "
+                    "salt; give it a weight"
+                )
         study.supervised_optim()
         for probe in file.probes:
             study.probe_settings(probe)
@@ -81,38 +100,35 @@ def _budget_problems(study: Study) -> list[str]:
     return problems
 
 
-def _teacher_problems(study: Study, config: SaltConfig) -> list[str]:
-    problems = _unknown_sizes(study, "arms.salt.teachers", config.teachers, study.external)
+def _teacher_problems(study: Study, arm: str, config: SaltConfig) -> list[str]:
+    problems = _unknown_sizes(study, f"{arm}.teachers", config.teachers, study.external)
     for field in ("teachers", "teacher_share", "teacher_flops", "teacher_steps", "chains"):
-        problems += _repeated(f"arms.salt.{field}", getattr(config, field))
+        problems += _repeated(f"{arm}.{field}", getattr(config, field))
     paid = config.teacher_share or config.teacher_flops or config.teacher_steps
     trained = [name for name in config.teachers if name not in study.external]
     if trained and not paid:
         problems.append(
-            "arms.salt: say what a teacher may cost: `teacher_share: [0.3]`, `teacher_flops: [60e9]` or "
+            f"{arm}: say what a teacher may cost: `teacher_share: [0.3]`, `teacher_flops: [60e9]` or "
             "`teacher_steps: [40k]`"
         )
     if paid and not trained:
         problems.append(
-            "arms.salt.teachers: name the sizes of the teachers that are to be trained, such as `[vit_l]`"
+            f"{arm}.teachers: name the sizes of the teachers that are to be trained, such as `[vit_l]`"
         )
     elsewhere = [*config.teachers, *(chain[0].teacher for chain in config.chains)]
     if elsewhere and config.teacher_sweep and all(name in study.external for name in elsewhere):
-        problems.append("arms.salt.teacher_sweep: every teacher was trained elsewhere; leave it out")
+        problems.append(f"{arm}.teacher_sweep: every teacher was trained elsewhere; leave it out")
     if not config.teachers and not config.chains:
-        problems.append("arms.salt: give `teachers` or `chains`")
+        problems.append(f"{arm}: give `teachers` or `chains`")
     problems += [
-        f"arms.salt.teacher_flops: {value!r} is not a whole number"
-        for value in config.teacher_flops
-        if value % 1
+        f"{arm}.teacher_flops: {value!r} is not a whole number" for value in config.teacher_flops if value % 1
     ]
-    problems += _sweep_problems(study, "arms.salt.teacher_sweep", config.teacher_sweep)
+    problems += _sweep_problems(study, f"{arm}.teacher_sweep", config.teacher_sweep)
     for number, chain in enumerate(config.chains):
-        problems += _chain_problems(study, f"arms.salt.chains[{number}]", chain)
+        problems += _chain_problems(study, f"{arm}.chains[{number}]", chain)
     if config.teacher_runs == "one" and len(config.teacher_steps) < 2:
         problems.append(
-            "arms.salt.teacher_runs: `one` takes several lengths from one run: give two or more "
-            "`teacher_steps`"
+            f"{arm}.teacher_runs: `one` takes several lengths from one run: give two or more `teacher_steps`"
         )
     return problems
 
@@ -149,7 +165,7 @@ def _mask_problems(study: Study) -> list[str]:
 def _schedule_problems(study: Study) -> list[str]:
     file, problems = study.file, []
     sections = {"optim": file.optim} | {
-        f"arms.{arm}.optim": config.optim for arm in ARMS if (config := study.arm(arm)) is not None
+        f"arms.{arm}.optim": config.optim for arm in CELL_ARMS if (config := study.arm(arm)) is not None
     }
     if file.references.supervised is not None:
         sections["references.supervised.optim"] = file.references.supervised.optim
@@ -163,15 +179,16 @@ def _schedule_problems(study: Study) -> list[str]:
             f"schedule: the recipe {study.rules.name} is for `schedule: {study.rules.schedule}`, "
             f"the study has {file.schedule!r}; change one of them"
         )
-    salt = file.arms.salt
-    if file.schedule == "wsd" and salt is not None:
-        if salt.chains:
+    for arm, taught in (("salt", file.arms.salt), ("hybrid", file.arms.hybrid)):
+        if file.schedule != "wsd" or taught is None:
+            continue
+        if taught.chains:
             problems.append(
-                "arms.salt.chains: a chain needs `schedule: cosine`; plan it as a study of its own"
+                f"arms.{arm}.chains: a chain needs `schedule: cosine`; plan it as a study of its own"
             )
-        if salt.teacher_runs == "one":
+        if taught.teacher_runs == "one":
             problems.append(
-                "arms.salt.teacher_runs: under `schedule: wsd` all lengths share a trunk anyway, each with "
+                f"arms.{arm}.teacher_runs: under `schedule: wsd` all lengths share a trunk anyway, each with "
                 "its own cooldown; leave it at `own`"
             )
     return problems

@@ -1,4 +1,4 @@
-"""Trained teachers of the salt arm: how each is made, and what it costs at every budget.
+"""Teachers of the arms that have some: how each is made, and what it costs at every budget.
 
 A way is a chain of stages, nearly always one: a pixel run. In longer chains each further stage is a student
 of the one before. What a stage may cost is a share of the budget, FLOPs, or steps. Weights that were trained
@@ -11,8 +11,9 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from salt.specs import CellArm
 from sweeps.bases import Base, Bases, whole_steps
-from sweeps.config import SaltConfig, StageConfig
+from sweeps.config import ExternalArmConfig, SaltConfig, StageConfig
 from sweeps.study import Study, steps_number
 
 if TYPE_CHECKING:
@@ -91,10 +92,12 @@ class TeacherWay:
         return stages + "".join(f", teacher {key}={value}" for key, value in self.changes.items())
 
 
-def teacher_ways(study: Study) -> tuple[TeacherWay, ...]:
-    """All teachers of the salt arm, in the order of the study file: sizes, then what each may cost."""
-    config = study.file.arms.salt
-    if config is None:
+def teacher_ways(study: Study, arm: CellArm) -> tuple[TeacherWay, ...]:
+    """All teachers of an arm, in the order of the study file: sizes, then what each may cost."""
+    config = study.arm(arm)
+    if isinstance(config, ExternalArmConfig):
+        return tuple(TeacherWay(stages=(Stage(size=name, external=True),)) for name in config.teachers)
+    if not isinstance(config, SaltConfig):
         return ()
     chains: list[tuple[Stage, ...]] = [
         (stage,)
@@ -169,6 +172,7 @@ class TeacherTable:
             if base.fit is not None and base.fit.problem is not None:
                 self.verdict[:, column] |= DOES_NOT_FIT
             if stage.external:
+                self.spent[:, column] += base.unit_cache  # what the study states that it has cost
                 continue
             if stage.steps is not None:
                 wanted = np.full(len(budgets), float(stage.steps))
@@ -178,9 +182,7 @@ class TeacherTable:
             else:
                 assert stage.share is not None
                 wanted = (stage.share * budgets - base.unit_cache) / base.unit_price
-            steps = whole_steps(
-                wanted, not base.problems, f"{self.study.path}: arms.salt: teacher {stage.size}"
-            )
+            steps = whole_steps(wanted, not base.problems, f"{self.study.path}: arms: teacher {stage.size}")
             self.stage_steps[level, :, column] = steps
             self.spent[:, column] += steps * base.unit_price + base.unit_cache
             few = (steps < self.study.least_steps) & (not base.problems)

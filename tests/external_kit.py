@@ -41,7 +41,8 @@ def save(kind: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
         "vjepa2": lambda: hf.VJEPA2Model(
             hf.VJEPA2Config(
                 patch_size=8, crop_size=24, frames_per_clip=FRAMES, mlp_ratio=2.0, pred_hidden_size=24,
-                pred_num_attention_heads=2, pred_num_hidden_layers=1, **_TOWER | {"hidden_size": 48} | changes,
+                pred_num_attention_heads=2, pred_num_hidden_layers=1,
+                **_TOWER | {"hidden_size": 48} | changes,
             )
         ),
         "dinov2": lambda: hf.Dinov2Model(hf.Dinov2Config(**small | _TOWER | changes)),

@@ -25,7 +25,16 @@ from salt.flops import cache_cost, step_cost, whole_clip_lines
 from salt.flops_paper import paper_step_cost
 from salt.probe import feature_flops
 from salt.sizes import encoder_parameters
-from salt.specs import MaskSpec, ObjectiveSpec, OptimSpec, ProbeSpec, RunSpec, TeacherRef, canonical_json, spec_id
+from salt.specs import (
+    MaskSpec,
+    ObjectiveSpec,
+    OptimSpec,
+    ProbeSpec,
+    RunSpec,
+    TeacherRef,
+    canonical_json,
+    spec_id,
+)
 from salt.store import RunDir
 from tests import examples
 from tests.external_kit import CLIP, KINDS, MODEL, crops, save, write_processor
@@ -56,9 +65,7 @@ def brought(store: Path, folder: Path, **reading: Any) -> tuple[RunSpec, Externa
 
 def reference(spec: RunSpec) -> TeacherRef:
     assert spec.external is not None
-    return TeacherRef(
-        run_id=spec_id(spec), step=0, encoder=spec.model.encoder, adapter=spec.external.adapter
-    )
+    return TeacherRef(run_id=spec_id(spec), step=0, encoder=spec.model.encoder, adapter=spec.external.adapter)
 
 
 def plain(model: Any, kind: str, pixels: torch.Tensor) -> torch.Tensor:
@@ -111,9 +118,7 @@ def test_latents_are_those_of_the_plain_model(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_flops_are_what_torch_counts(
-    kind: str, folders: dict[str, tuple[Path, Any]], tmp_path: Path
-) -> None:
+def test_flops_are_what_torch_counts(kind: str, folders: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     readings: list[dict[str, Any]] = [{}]
@@ -177,8 +182,9 @@ def test_frames_and_grids(folders: dict[str, tuple[Path, Any]], tmp_path: Path) 
     wide = F.interpolate(square, (3, 3), mode="bilinear").flatten(2).transpose(1, 2).unflatten(0, (2, 2))
     torch.testing.assert_close(found, wide.flatten(1, 2), rtol=1e-5, atol=1e-5)
     # A student whose tubelets last twice as long gets means over time; grey clips become three channels.
-    slow, grey = msgspec.structs.replace(MODEL, tubelet_frames=4), msgspec.structs.replace(
-        CLIP, channels=1, mean=0.5
+    slow, grey = (
+        msgspec.structs.replace(MODEL, tubelet_frames=4),
+        msgspec.structs.replace(CLIP, channels=1, mean=0.5),
     )
     folder, model = folders["videomae"]
     adapter = describe(folder, Reading(), "x").adapter
@@ -190,11 +196,15 @@ def test_frames_and_grids(folders: dict[str, tuple[Path, Any]], tmp_path: Path) 
 
 def test_grids_that_do_not_meet_are_refused_with_numbers(folders: dict[str, tuple[Path, Any]]) -> None:
     def problems(kind: str, model: Any = MODEL, clip: Any = CLIP, **reading: Any) -> str:
-        return "; ".join(grid_problems(describe(folders[kind][0], Reading(**reading), "x").adapter, clip, model))
+        return "; ".join(
+            grid_problems(describe(folders[kind][0], Reading(**reading), "x").adapter, clip, model)
+        )
 
     assert problems("dinov2") == problems("dinov2", input_px=14, resize_grid="bilinear") == ""
     text = problems("dinov2", input_px=14)
-    assert "2 x 2 tokens a frame (14 px in patches of 7), the student has 3 x 3 (24 px in patches of 8)" in text
+    assert (
+        "2 x 2 tokens a frame (14 px in patches of 7), the student has 3 x 3 (24 px in patches of 8)" in text
+    )
     assert "`input_px: 21`, or set `model.patch_px: 12`, or ask for `resize_grid: bilinear`" in text
     eight = msgspec.structs.replace(CLIP, frames=8)
     assert "reads 4 frames, the clip has 8: set `clip.frames: 4`" in problems("videomae", clip=eight)
