@@ -48,7 +48,7 @@ def arm_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_external_reference(table: pd.DataFrame) -> pd.Series:
-    """Rows of weights from elsewhere themselves, beside the budgets: their students are an arm of that name."""
+    """Rows of weights from elsewhere themselves, beside the budgets; their students are an arm so named."""
     return (table["arm"] == "external") & (table["budget_flops"] == 0)
 
 

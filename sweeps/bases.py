@@ -295,7 +295,7 @@ def run_spec(
 ) -> RunSpec:
     """A run of this study without seed and steps."""
     return RunSpec(
-        arm=arm if arm in UNTRAINED else run_arm(arm),
+        arm=run_arm(arm),
         seed=0,
         steps=0,
         model=study.model(size),
