@@ -22,7 +22,6 @@ from matplotlib.patches import Rectangle
 from analysis.pareto import arm_order
 from analysis.plain import flops_text
 from analysis.plots import (
-    ARM_NAMES,
     COLUMN_IN,
     NOTE_BOX,
     PAGE_IN,
@@ -168,7 +167,7 @@ class _Key:
             handles.append(
                 Line2D([], [], ls="", marker="o", mfc="#DDDDDD", mec=colour, mew=width + 0.3, ms=5)
             )
-            names.append(f"edge: {ARM_NAMES.get(arm, printable(arm))}")
+            names.append(f"arm {printable(arm)}")
         return handles, names
 
 
@@ -324,7 +323,7 @@ def _draw_table(axes: Axes, lines: list[tuple[str, dict[str, pd.Series]]], key: 
         return
     students = key.students
     longest = max(len(name) for name, _ in lines)
-    first = 0.24 if longest < 19 else 0.32
+    first = 0.24 if longest < 19 else 0.32 if longest < 24 else 0.38
     width = (1 - first) / len(students)
     height = len(lines)
     axes.set(xlim=(0, 1), ylim=(height, -1.6))

@@ -158,13 +158,14 @@ def _mean_and_range(part: pd.DataFrame) -> str:
 
 
 def weak_teacher_table(cells: pd.DataFrame) -> Table:
-    """Teacher x student at each budget, and beside it the pixel arm at equal FLOPs."""
+    """Teacher x student at each budget, and beside it the pixel arm at equal FLOPs; arms where several."""
+    several = cells["arm"].nunique() > 1
     lines = [
         (
             row.label,
             row.kind,
             flops(row.budget_flops),
-            row.teacher + (f" {row.variant}" if row.variant else ""),
+            " ".join(text for text in (row.teacher, row.arm if several else "", row.variant) if text),
             row.student,
             percent(row.teacher_mean),
             percent(row.mean),
@@ -183,7 +184,7 @@ def weak_teacher_table(cells: pd.DataFrame) -> Table:
         "label",
         "probe",
         "budget",
-        "teacher",
+        "teacher, arm" if several else "teacher",
         "student",
         "teacher %",
         "student %",

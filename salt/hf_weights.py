@@ -90,7 +90,12 @@ def read_config(path: Path) -> HfConfig:
     }
     for name, value in wanted.items():
         found = getattr(config, name)
-        if found != value:
+        if name == "model_type" and found != value:
+            problems.append(
+                f"model_type is {found!r}: only 'vjepa2' becomes an encoder of ours; other models teach as they "
+                f"are, `external: {{NAME: hf:{path.parent}}}` in a study file"
+            )
+        elif found != value:
             problems.append(f"{name} is {found!r}, only {value!r} can be imported")
     if not isinstance(config.patch_size, int) and len(set(config.patch_size)) > 1:
         problems.append(f"patch_size is {list(config.patch_size)}, patches must be square")

@@ -91,10 +91,10 @@ def _shares(draft: Draft) -> list[str]:
     left[grid.teacher[taught], grid.budget[taught]] = True
     shares: dict[str, dict[int, set[float]]] = {}
     for column, place in zip(*(places.tolist() for places in np.nonzero(left)), strict=True):
+        if table.ways[column].is_external:  # its cost is what it is, no choice of a share
+            continue
         chain = ">".join(stage.size for stage in table.ways[column].stages)
         found = draft.shares[place][column]
-        if found is None:  # trained elsewhere
-            continue
         # To two digits: whole steps of swept teachers come out a little apart.
         share = float(f"{found:.2g}")
         shares.setdefault(chain, {}).setdefault(place, set()).add(share)

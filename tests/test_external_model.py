@@ -302,9 +302,10 @@ def test_a_student_learns_from_it(folders: dict[str, tuple[Path, Any]], tmp_path
     spec, encoder = brought(tmp_path, folders["dinov2"][0])
     patches = to_patches(crops(4), CLIP, MODEL)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    for pixel_weight, width in ((0.0, 32), (0.5, 32 + 2 * 8 * 8 * 3)):
+    for pixel_weight, precision, width in ((0.0, "bfloat16", 32), (0.5, "float32", 32 + 2 * 8 * 8 * 3)):
         objective = ObjectiveSpec(pixel_weight=pixel_weight, teacher_layer=1)
-        learner = Learner(student_of(spec, objective=objective))
+        optim = OptimSpec(batch_clips=4, precision=precision)
+        learner = Learner(student_of(spec, objective=objective, optim=optim))
         learner.teacher = encoder
         optimizer = torch.optim.AdamW([w for part in learner.trained for w in part.parameters()], lr=1e-2)
         losses = []
