@@ -92,8 +92,8 @@ def read_config(path: Path) -> HfConfig:
         found = getattr(config, name)
         if name == "model_type" and found != value:
             problems.append(
-                f"model_type is {found!r}: only 'vjepa2' becomes an encoder of ours; other models teach as they "
-                f"are, `external: {{NAME: hf:{path.parent}}}` in a study file"
+                f"model_type is {found!r}: only 'vjepa2' becomes an encoder of ours; other models teach as "
+                f"they are, `external: {{NAME: hf:{path.parent}}}` in a study file"
             )
         elif found != value:
             problems.append(f"{name} is {found!r}, only {value!r} can be imported")
