@@ -21,14 +21,14 @@ from salt.errors import UserError
 from salt.lists import read_list
 from salt.plan_specs import Plan
 from salt.plans import decode_plan, plan_dir
-from salt.specs import DataSpec, ProbeSpec
+from salt.specs import CellArm, DataSpec, ProbeSpec, RunSpec
 from salt.store import file_sha256, write_atomically
 from sweeps.bases import Bases
 from sweeps.cell_names import CellNames
 from sweeps.config import SPLITS, ProbeConfig
 from sweeps.draft import Draft
 from sweeps.execution import planned_execution
-from sweeps.grid import solve_grid
+from sweeps.grid import Grid, solve_grid
 from sweeps.probe_checks import refuse_probes
 from sweeps.references import references_of
 from sweeps.sources import check_lists, check_sample_sizes, data_of, list_places
@@ -71,6 +71,7 @@ def _draft(study: Study) -> Draft:
     check_sample_sizes(study, data)
     grid = solve_grid(study, Bases(study, data["train"], site_of(study)))
     _check_same_twice(study, CellNames(grid))
+    _check_arms_differ(grid)
     refuse(grid)
     suites = {probe.name: _probe_spec(study, probe, data) for probe in study.file.probes}
     references = references_of(grid, data["train"])
@@ -129,6 +130,22 @@ def _check_same_twice(study: Study, names: CellNames) -> None:
                     f"{study.path}: {part.strip('-')!r} comes twice in the grid; remove the repeated entry"
                 )
             seen.add(part)
+
+
+def _check_arms_differ(grid: Grid) -> None:
+    """Two arms whose students differ in nothing would be one arm counted twice."""
+    import numpy as np
+
+    arms: dict[RunSpec, CellArm] = {}
+    for number in np.unique(grid.base).tolist():
+        base = grid.bases.all[number]
+        other = arms.setdefault(base.spec, base.arm)
+        if other != base.arm:
+            weight = base.spec.objective.pixel_weight
+            raise UserError(
+                f"{grid.study.path}: arms.{other} and arms.{base.arm} have the same students, of "
+                f"{base.teacher} with pixel_weight {weight:g}; a student with pixels is a hybrid: leave it to one of them"
+            )
 
 
 # --- files ----------------------------------------------------------------------------------------

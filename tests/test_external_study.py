@@ -158,6 +158,14 @@ def test_what_cannot_be_is_refused_with_its_numbers(models: Path) -> None:
     assert "arms.hybrid: say what a teacher may cost" in refused(
         models, arms={"hybrid": {"teachers": ["nano"]}}
     )
+    pixels = {"pixel_weight": 0.5}
+    same = {
+        "salt": {"teachers": ["mae"], "objective": pixels},
+        "hybrid": {"teachers": ["mae"], "objective": pixels},
+    }
+    assert "arms.salt and arms.hybrid have the same students, of mae with pixel_weight 0.5" in refused(
+        models, arms=same
+    )
     assert "Then write hf:" in refused(models, external={"mae": f"{models}/videomae", "dino": "x"})
     half = {"mae": {"model": f"hf:{models}/videomae", "trained_flops": 1.5}}
     assert "trained_flops: 1.5 is not a whole number" in refused(models, external=half)
