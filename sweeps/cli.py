@@ -7,13 +7,16 @@ import argparse
 from salt import __version__
 from sweeps.benchmark_cli import add_benchmark
 from sweeps.cancel_cli import add_cancel
+from sweeps.completion_cli import add_completion
 from sweeps.diff_cli import add_diff
 from sweeps.gc_cli import add_gc
+from sweeps.init_cli import add_init
 from sweeps.ledger import add_ledger
 from sweeps.logs_cli import add_logs
 from sweeps.plan_cli import add_plan
 from sweeps.recipe_cli import add_recipe
 from sweeps.retry_cli import add_retry
+from sweeps.schema_cli import add_schema
 from sweeps.simulate_cli import add_simulate
 from sweeps.site_cli import add_site
 from sweeps.status_cli import add_status
@@ -41,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"salt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_init(commands)
     add_plan(commands)
     add_simulate(commands)
     add_submit(commands)
@@ -55,4 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     add_recipe(commands)
     add_tune(commands)
     add_benchmark(commands)
+    add_schema(commands)
+    add_completion(commands)
     return parser
