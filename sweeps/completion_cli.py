@@ -11,9 +11,10 @@ from sweeps.command import add_command
 _PREAMBLE = {
     "bash": """
 _salt_studies() {
+  local plans="${SALT_STORE:-salt-store}/plans"
   compgen -f -X '!*.y*ml' -- "$1"
-  compgen -d -S / -- "$1" [ -d "${SALT_STORE:-salt-store}/plans" ] && compgen -W "$(ls -1
-  "${SALT_STORE:-salt-store}/plans" 2>/dev/null)" -- "$1"
+  compgen -d -S / -- "$1"
+  [ -d "$plans" ] && compgen -W "$(ls -1 "$plans")" -- "$1"
 }
 """,
     "zsh": """
