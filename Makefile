@@ -1,6 +1,7 @@
 # make study          install into .venv, then run the miniature study from clips to report (about 20 minutes on two cores)
 # make study QUICK=1  the short version of the same study (about three minutes)
 # make test           install what the tests need and run them
+# make docs         build the documentation site into build/docs, without the network
 # make disturb        a study on a real Slurm, preempted, cut and restarted, held to the same study inline (about six minutes; root, Debian)
 # make crash          disturb a small study in every way: kills, full disks, wrong clocks (about ten minutes)
 # make check          lint, format check and types
@@ -14,7 +15,7 @@ PLAN := miniature$(if $(QUICK),-quick)
 
 SOURCES := salt slurm sweeps analysis tests benchmarks salt_cli.py
 
-.PHONY: study test crash disturb check clean
+.PHONY: study test docs crash disturb check clean
 .DELETE_ON_ERROR:
 
 study: $(VENV)/.installed
@@ -33,6 +34,10 @@ study: $(VENV)/.installed
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.test-installed
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "documentation: build/docs/index.html"
 
 crash: $(VENV)/.test-installed
 	$(BIN)/python -m tests.crash --kills 300

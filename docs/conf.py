@@ -12,7 +12,7 @@ import salt  # noqa: E402
 from sweeps.reference_doc import write_reference  # noqa: E402
 
 project = "salt"
-copyright = "The salt developers"  # noqa: A001 - Sphinx names it so
+copyright = "The salt authors"  # noqa: A001 - Sphinx names it so
 version = release = salt.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["conf.py"]

@@ -26,7 +26,18 @@ import msgspec
 
 from salt.flops import cache_cost, output_width, step_cost, target_adapter, target_blocks, target_encoder
 from salt.sizes import SIZES, embeds_whole_clips, grid, patch_values, tokens
-from salt.specs import UNTRAINED, Arm, ClipSpec, ModelSpec, NonNegativeInt, Part, RunSpec, Spec, VitSpec
+from salt.specs import (
+    DECODES,
+    UNTRAINED,
+    Arm,
+    ClipSpec,
+    ModelSpec,
+    NonNegativeInt,
+    Part,
+    RunSpec,
+    Spec,
+    VitSpec,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +186,7 @@ def counted_parts(spec: RunSpec, tool: Tool) -> dict[str, Part]:
     _add(parts, "patch_embedding", embedding, batch)
     _add(parts, "encoder", trunk, batch)
     if spec.arm != "supervised":
-        name = "decoder" if spec.arm == "pixel" else "predictor"
+        name = "decoder" if spec.arm in DECODES else "predictor"
         _add(parts, name, count_predictor(tool, spec.model, spec.clip, output_width(spec), shapes), batch)
     teacher = target_blocks(spec)
     if teacher is not None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from salt.sizes import embeds_whole_clips, encoder_parameters, patch_values, predictor_parameters, tokens
-from salt.specs import UNTRAINED, ClipSpec, Convention, Cost, ModelSpec, Part, RunSpec, VitSpec
+from salt.specs import DECODES, UNTRAINED, ClipSpec, Convention, Cost, ModelSpec, Part, RunSpec, VitSpec
 
 if TYPE_CHECKING:
     from salt.adapter_spec import AdapterSpec
@@ -62,7 +62,7 @@ def encode_flops(vit: VitSpec, model: ModelSpec, clip: ClipSpec, count: int | No
 
 def output_width(spec: RunSpec) -> int:
     """Width of the predictor's output: patch values for pixels, the teacher's width for latents, or both."""
-    if spec.arm == "pixel":
+    if spec.arm in DECODES:
         return patch_values(spec.model, spec.clip)
     teacher = target_encoder(spec) or spec.model.encoder
     return teacher.width + (patch_values(spec.model, spec.clip) if spec.objective.pixel_weight else 0)
@@ -132,7 +132,7 @@ def clip_lines(spec: RunSpec) -> dict[str, dict[str, int]]:
         "encoder": _summed([_times(block_lines(vit, count), vit.depth) for count in counts]),
     }
     if masked:
-        name = "decoder" if spec.arm == "pixel" else "predictor"
+        name = "decoder" if spec.arm in DECODES else "predictor"
         parts[name] = _summed([predictor_lines(spec, m.visible_tokens, m.target_tokens) for m in spec.masks])
     teacher = target_blocks(spec)
     if teacher is not None and spec.cached_views is None:

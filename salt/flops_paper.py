@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from salt.sizes import SIZES, encoder_parameters, patch_values, predictor_parameters, tokens
-from salt.specs import UNTRAINED, ClipSpec, Cost, ModelSpec, Part, RunSpec, VitSpec
+from salt.specs import DECODES, UNTRAINED, ClipSpec, Cost, ModelSpec, Part, RunSpec, VitSpec
 
 if TYPE_CHECKING:
     from salt.adapter_spec import AdapterSpec
@@ -68,7 +68,7 @@ def paper_step_cost(spec: RunSpec) -> Cost:
     masks = len(spec.masks)
     parts = {
         "encoder": _trained(encoder, masks * clip_tokens, 10),
-        "decoder" if spec.arm == "pixel" else "predictor": _trained(
+        "decoder" if spec.arm in DECODES else "predictor": _trained(
             predictor_count(spec), masks * clip_tokens, 1
         ),
     }

@@ -17,7 +17,7 @@ from salt.objectives import distance, latent_targets, pixel_targets
 from salt.predictor import Predictor
 from salt.randomness import run_seed, torch_seed
 from salt.sizes import grid, patch_values
-from salt.specs import MaskSpec, ModelSpec, RunSpec, VitSpec
+from salt.specs import DECODES, MaskSpec, ModelSpec, RunSpec, VitSpec
 from salt.vit import Encoder, initialise, take_tokens
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Objective(nn.Module):
         super().__init__()
         self.spec = spec
         self.latents = target_encoder(spec) is not None
-        self.pixels = spec.arm == "pixel" or spec.objective.pixel_weight > 0
+        self.pixels = spec.arm in DECODES or spec.objective.pixel_weight > 0
         seed = run_seed(spec)
         self.encoder = build_encoder(spec.model.encoder, spec.model, spec.clip, seed)
         random = torch.Generator().manual_seed(torch_seed(seed, "predictor"))

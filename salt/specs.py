@@ -33,6 +33,8 @@ DECLARED = "declared"
 
 Arm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw", "external"]
 ARMS: tuple[Arm, ...] = ("pixel", "salt", "vjepa")
+#: Those whose predictor is a decoder: it predicts values of patches, not latents.
+DECODES: tuple[Arm, ...] = ("pixel",)
 #: What a cell of a plan compares. A student that learns pixels beside latents (`hybrid`), or latents of
 #: weights that were trained elsewhere (`external`), is a run of the arm salt: what it computes names it.
 CellArm = Literal["pixel", "salt", "vjepa", "random", "supervised", "raw", "external", "hybrid"]

@@ -19,7 +19,7 @@ from salt.flops import (
     uncounted_flops,
 )
 from salt.sizes import encoder_parameters, grid, patch_values, predictor_parameters, tokens
-from salt.specs import Charge, Convention, Cost, Part, RunSpec
+from salt.specs import DECODES, Charge, Convention, Cost, Part, RunSpec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -108,7 +108,7 @@ def parameters(spec: RunSpec) -> dict[str, int | None]:
 
 def targets_text(spec: RunSpec) -> str:
     """Where the targets come from."""
-    if spec.arm == "pixel":
+    if spec.arm in DECODES:
         return "pixels"
     return "online" if spec.cached_views is None else f"cached(views={spec.cached_views})"
 
@@ -176,7 +176,7 @@ def ledger_tables(ledger: Ledger) -> list[RenderableType]:
     masks = ", ".join(f"{mask.visible_tokens} + {mask.target_tokens}" for mask in spec.masks)
     other = "" if numbers["target_encoder"] is None else f", target encoder {numbers['target_encoder']:,}"
     grid_text = " x ".join(str(side) for side in grid(spec.model, clip))
-    narrow = "pixel decoder" if spec.arm == "pixel" else "predictor"
+    narrow = "pixel decoder" if spec.arm in DECODES else "predictor"
     return [
         f"{spec.arm}: student {ledger.student}{teacher}, {clip.crop_px} px, {clip.frames} frames",
         f"parameters: encoder {numbers['encoder']:,}, {narrow} {numbers['predictor']:,}{other}",

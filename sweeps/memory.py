@@ -11,7 +11,7 @@ import math
 
 from salt.flops import output_width, target_adapter, target_encoder
 from salt.sizes import encoder_parameters, patch_values, tokens
-from salt.specs import ExecSpec, NonNegativeInt, PositiveInt, RunSpec, Spec, VitSpec
+from salt.specs import DECODES, ExecSpec, NonNegativeInt, PositiveInt, RunSpec, Spec, VitSpec
 from sweeps.machine_time import run_gpu_hours, trained_parameters
 from sweeps.site import GIB, Precision, SiteSpec, run_precision
 
@@ -289,7 +289,7 @@ def _loss_bytes(spec: RunSpec, wide: int) -> int:
     for latents and pixels; the cosine the lengths of both as well.
     """
     objective = spec.objective
-    if spec.arm == "pixel":
+    if spec.arm in DECODES:
         kinds: tuple[str, ...] = (objective.pixel_loss,)
     elif objective.pixel_weight:
         kinds = (objective.latent_loss, objective.pixel_loss)

@@ -144,7 +144,8 @@ def _check_arms_differ(grid: Grid) -> None:
             weight = base.spec.objective.pixel_weight
             raise UserError(
                 f"{grid.study.path}: arms.{other} and arms.{base.arm} have the same students, of "
-                f"{base.teacher} with pixel_weight {weight:g}; a student with pixels is a hybrid: leave it to one of them"
+                f"{base.teacher} with pixel_weight {weight:g}; a student with pixels is a hybrid: leave it "
+                "to one of them"
             )
 
 

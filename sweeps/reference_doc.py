@@ -1,4 +1,4 @@
-"""Pages of the documentation that are made from the code: the study file, site profiles, the command lines."""
+"""Pages of the documentation that are made from the code: study file, site profile, command lines."""
 
 from __future__ import annotations
 

@@ -136,11 +136,12 @@ def _study(args: argparse.Namespace, store: Path) -> tuple[Study, bytes]:
 
 
 def _config(args: argparse.Namespace, study: Study, data: bytes) -> TuneConfig:
+    from salt.specs import CELL_ARMS
     from sweeps.tune_config import DIRECTIONS, TuneConfig, check_objectives
     from sweeps.tune_space import default_space, parse_space
 
     file = study.file
-    known = [name for name in ("pixel", "salt", "vjepa") if getattr(file.arms, name) is not None]
+    known: list[str] = [name for name in CELL_ARMS if getattr(file.arms, name) is not None]
     arms = [name.strip() for name in args.arms.split(",")] if args.arms else known
     for arm in arms:
         if arm not in known:
@@ -222,11 +223,11 @@ def _cell(text: str | None, study: Study, arms: list[str]) -> dict[str, Any]:
     for name in (student, found.get("teacher", student)):
         if name not in study.sizes and name not in study.external:
             raise UserError(f"--cell {text!r}: unknown size {name!r} (known: {', '.join(study.sizes)})")
-    salt = study.file.arms.salt if "salt" in arms else None
+    frozen = study.file.arms.salt if "salt" in arms else study.file.arms.hybrid if "hybrid" in arms else None
     teacher, share = found.get("teacher"), numbers.get("share")
-    if salt is not None and not salt.chains:
-        teacher = teacher or (salt.teachers[0] if salt.teachers else None)
-        share = share if share is not None else (salt.teacher_share[0] if salt.teacher_share else None)
+    if frozen is not None and not frozen.chains:
+        teacher = teacher or (frozen.teachers[0] if frozen.teachers else None)
+        share = share if share is not None else (frozen.teacher_share[0] if frozen.teacher_share else None)
     return {
         "student": student,
         "budget": numbers.get("budget", min(study.budgets)),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from salt.errors import UserError
+from salt.specs import ARMS
 from salt.store import pretty_json, write_atomically
 from sweeps.tune_config import DIRECTIONS, JOURNAL, SUMMARY, TuneConfig, tuning_dir
 
@@ -118,6 +119,9 @@ def _csv(config: TuneConfig, trials: dict[str, list[FrozenTrial]]) -> str:
 def tuned_recipe(config: TuneConfig, study: Study, told: dict[str, Any], name: str) -> dict[str, Any]:
     """A recipe with each arm's best values over the study's own rules, as a document for a study's `recipe:`.
 
+    Runs of `external` and `hybrid` are runs of the arm salt, whose rules they take: their own best values
+    stand in `tuning.json`, and go under `arms.<arm>.optim` of a study.
+
     Raises:
         UserError: an arm has no finished trial, or there are several objectives, between which only people
             can choose.
@@ -129,6 +133,8 @@ def tuned_recipe(config: TuneConfig, study: Study, told: dict[str, Any], name: s
         )
     rules: list[dict[str, Any]] = []
     for arm, found in told["arms"].items():
+        if arm not in ARMS:
+            continue
         if not found["best"]:
             raise UserError(f"--recipe: arm {arm} has no finished trial")
         top = found["best"][0]
@@ -144,7 +150,7 @@ def tuned_recipe(config: TuneConfig, study: Study, told: dict[str, Any], name: s
     summary_text = f"tuned at {config.student}, budget {config.budget:g}, seed {config.seed}: {config.name}"
     tuned = {(rule["field"], arm) for rule in rules for arm in rule["arms"]}
     for rule in base.rules if base is not None else ():
-        arms = [arm for arm in (rule.arms or ("pixel", "salt", "vjepa")) if (rule.field, arm) not in tuned]
+        arms = [arm for arm in (rule.arms or ARMS) if (rule.field, arm) not in tuned]
         if arms:
             rules.append(msgspec.to_builtins(rule) | {"arms": arms})
     return {

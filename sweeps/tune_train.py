@@ -56,6 +56,9 @@ class Trainer:
             path, data=data, folder=Path(self.config.folder), changes=changes, quick=self.config.quick
         )
         plan = build_plan(study)
+        for external in study.external.values():
+            if any(run.run_id == external.run_id for run in plan.runs):
+                external.bring(self.store)
         cells = [cell for cell in plan.cells if cell.arm == arm and cell.budget]
         if len(cells) != 1:
             raise UserError(
@@ -227,14 +230,16 @@ def trial_changes(
         }
         if fields:
             own[section] = {**own.get(section, {}), **fields}
-    if arm == "salt":
+    if arm == "external":
+        own["teachers"] = own.get("teachers", [])[:1]
+    if arm in ("salt", "hybrid"):
         own.pop("teacher_sweep", None)
         if config.teacher is not None:
             own["teachers"] = [config.teacher]
         if config.share is not None:
             own["teacher_share"] = [config.share]
     changed: dict[str, Any] = {"arms": {arm: own}}
-    if arm == "salt" and "pixel" in arms:  # teachers take the pixel arm's settings
+    if arm in ("salt", "hybrid") and "pixel" in arms:  # teachers take the pixel arm's settings
         changed["arms"]["pixel"] = {key: value for key, value in arms["pixel"].items() if key != "sweep"}
     key = {"flops": "budgets_flops", "steps": "budgets_steps", "gpu-hours": "budgets_gpu_hours"}
     match = raw.get("match", "flops")
