@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.gather import SCORE_KEY
-from analysis.pareto import usable
+from analysis.pareto import is_external_reference, usable
 from analysis.plain import flops_text
 
 MISSING = "–"
@@ -109,6 +109,7 @@ def control_table(table: pd.DataFrame) -> Table:
     """
     rows = table[(table["role"] == "cell") & usable(table)]
     lines, runs = [], []
+    elsewhere = is_external_reference(rows)
     for (label, kind), group in rows.groupby(["label", "kind"], sort=True):
         ordered = group[group["frames"] == "ordered"]
         disordered = group[(group["frames"] != "ordered") & ~group["arm"].isin(["raw"])]
@@ -120,6 +121,8 @@ def control_table(table: pd.DataFrame) -> Table:
             ordered[ordered["arm"] == "random"],
             ordered[(ordered["arm"] == "supervised") & (ordered["trained_label"] == label)],
         ]
+        if elsewhere.any():
+            parts.append(ordered[elsewhere.loc[ordered.index]])
         lines.append(
             (
                 str(label),
@@ -139,6 +142,7 @@ def control_table(table: pd.DataFrame) -> Table:
         "encoders, one frame",
         "random encoder",
         "supervised",
+        *(["external models"] if elsewhere.any() else []),
     )
     caption = (
         "Accuracy in %: mean (lowest to highest; number of scores). Chance is the most frequent class of "

@@ -29,6 +29,8 @@ FAMILIES: dict[str, Family] = {
 #: Families that can be given another input size than their own.
 ANY_SIZE: tuple[Family, ...] = ("vjepa2", "dinov2", "dinov2_with_registers", "clip", "siglip")
 VIDEO: tuple[Family, ...] = ("vjepa2", "videomae")
+#: What a processor of several parts (images and text) saves instead.
+JOINT_PROCESSOR = "processor_config.json"
 #: PIL's numbers of the filters that we have.
 _FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 
@@ -189,13 +191,17 @@ def _input_px(
 
 
 def _processor(package: Any, folder: Path, where: str) -> _Processor:
-    path = next((folder / name for name in PROCESSORS if (folder / name).is_file()), None)
+    names = (*PROCESSORS, JOINT_PROCESSOR)
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise UserError(
-            f"{where}: {folder} has none of {', '.join(PROCESSORS)}: how this model's pixels are normalised "
+            f"{where}: {folder} has none of {', '.join(names)}: how this model's pixels are normalised "
             "is not known; save its processor there too, `AutoImageProcessor...save_pretrained(FOLDER)`"
         )
-    fields = read_object(path) | _resolved(package, path)
+    written = read_object(path)
+    for part in ("video_processor", "image_processor"):
+        written = written[part] if isinstance(written.get(part), dict) else written
+    fields = written | _resolved(package, path)
     try:
         mean, std = (
             msgspec.convert(fields[name], tuple[float, ...] | float) for name in ("image_mean", "image_std")

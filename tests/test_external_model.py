@@ -227,6 +227,11 @@ def test_a_model_is_its_content(folders: dict[str, tuple[Path, Any]], tmp_path: 
     ids = {spec_id(one)}
     write_processor("clip", tmp_path / "moved", image_std=[0.3, 0.3, 0.3])
     ids.add(spec_id(spec_of(tmp_path / "moved")))
+    own = (tmp_path / "moved" / "preprocessor_config.json").rename(tmp_path / "processor.json")
+    joint = f'{{"image_processor": {own.read_text()}, "processor_class": "CLIPProcessor"}}'
+    (tmp_path / "moved" / "processor_config.json").write_text(joint)
+    found = describe(tmp_path / "moved", Reading(), "x").adapter
+    assert (found.std, found.input_px, found.resample) == ((0.3, 0.3, 0.3), 24, "bicubic")
     save("clip", tmp_path / "other", seed=1)
     ids.add(spec_id(spec_of(tmp_path / "other")))
     save("clip", tmp_path / "layers", layer_norm_eps=1e-3)
