@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from analysis.pareto import arm_order
+from analysis.figure_weak_teacher_key import Key
 from analysis.plain import flops_text
 from analysis.plots import (
     COLUMN_IN,
@@ -29,7 +29,6 @@ from analysis.plots import (
     empty_note,
     file_name,
     hover,
-    looks_of,
     panel_title,
     printable,
     style,
@@ -39,11 +38,8 @@ from analysis.records import write_csv
 from analysis.tables import flops
 from analysis.weak_teacher import student_teacher_pairs, teacher_student_table
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 #: At most this many lines of the table are drawn; the CSV has them all.
 MAXIMUM_TABLE_ROWS = 18
-#: At most this many budgets stand in the legend.
-MAXIMUM_BUDGETS = 6
 
 
 @dataclass(frozen=True)
@@ -108,69 +104,6 @@ def write_weak_teacher(table: pd.DataFrame, folder: Path) -> list[Path]:
 # --- drawing ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Key:
-    """How teachers, budgets and students look, the same in all panels."""
-
-    teachers: list[str]
-    students: list[str]
-    budgets: list[float]
-    arms: list[str]  # of a single arm nothing needs telling apart
-
-    @classmethod
-    def of(cls, data: WeakTeacherData) -> _Key:
-        def by_size(names: pd.Series) -> list[str]:
-            return sorted(
-                {str(name) for name in names.dropna()}, key=lambda name: (data.sizes.get(name, 0.0), name)
-            )
-
-        budgets = sorted({float(value) for value in data.cells["budget_flops"].dropna()})
-        arms = arm_order(data.cells["arm"])
-        return cls(by_size(data.cells["teacher"]), by_size(data.cells["student"]), budgets, arms)
-
-    def marker(self, teacher: str) -> str:
-        return _MARKERS[self.teachers.index(teacher) % len(_MARKERS)]
-
-    def edge(self, arm: str) -> tuple[str, float]:
-        """Colour and width of a point's edge: its arm's, where there are several."""
-        return (looks_of(self.arms)[arm].colour, 0.9) if len(self.arms) > 1 else ("white", 0.4)
-
-    def area(self, student: str) -> float:
-        return 12.0 + 22.0 * self.students.index(student) / max(1, len(self.students) - 1)
-
-    def colour(self, budget: float) -> Any:
-        # From light to dark: the order of budgets reads in grey too.
-        place = self.budgets.index(budget) / max(1, len(self.budgets) - 1)
-        return matplotlib.colormaps["viridis_r"](0.12 + 0.8 * place)
-
-    def shown_budgets(self) -> list[float]:
-        """All budgets, or of many the ends and some between: the colours run from light to dark."""
-        count = len(self.budgets)
-        if count <= MAXIMUM_BUDGETS:
-            return self.budgets
-        places = [round(i * (count - 1) / (MAXIMUM_BUDGETS - 1)) for i in range(MAXIMUM_BUDGETS)]
-        return [self.budgets[place] for place in places]
-
-    def legend(self) -> tuple[list[Line2D], list[str]]:
-        handles = [Line2D([], [], ls="", marker=self.marker(t), color="#444444", ms=5) for t in self.teachers]
-        names = [f"teacher {printable(t)}" for t in self.teachers]
-        for student in self.students:
-            handles.append(
-                Line2D([], [], ls="", marker="o", mfc="none", color="#444444", ms=self.area(student) ** 0.5)
-            )
-            names.append(f"student {printable(student)}")
-        for budget in self.shown_budgets():
-            handles.append(Line2D([], [], ls="", marker="o", color=self.colour(budget), ms=5))
-            names.append(f"{flops_text(budget)} FLOPs")
-        for arm in self.arms if len(self.arms) > 1 else ():
-            colour, width = self.edge(arm)
-            handles.append(
-                Line2D([], [], ls="", marker="o", mfc="#DDDDDD", mec=colour, mew=width + 0.3, ms=5)
-            )
-            names.append(f"arm {printable(arm)}")
-        return handles, names
-
-
 def draw_scatters(data: WeakTeacherData, wanted: list[tuple[str, str]]) -> Figure:
     """All scatters on one page: a row per label, a column per probe."""
     with style():
@@ -179,7 +112,7 @@ def draw_scatters(data: WeakTeacherData, wanted: list[tuple[str, str]]) -> Figur
         kinds = [*(kind for kind in PROBE_NAMES if kind in there), *sorted(there.keys() - PROBE_NAMES.keys())]
         rows, columns = max(1, len(labels)), max(1, len(kinds))
         width = max(COLUMN_IN, PAGE_IN * min(columns, 3) / 3)
-        key = _Key.of(data)
+        key = Key.of(data.cells, data.sizes)
         caption = _wrapped(_caption(data, data.pairs), width)
         handles, names = key.legend()
         legend_columns = 2 if width < 5 else 4
@@ -210,7 +143,7 @@ def draw_scatters(data: WeakTeacherData, wanted: list[tuple[str, str]]) -> Figur
 def draw_column(data: WeakTeacherData, label: str, kind: str) -> Figure:
     """One label and probe in a single column: the scatter, and under it the teacher x student table."""
     with style():
-        key = _Key.of(data)
+        key = Key.of(data.cells, data.sizes)
         pairs = data.pairs[(data.pairs["label"] == label) & (data.pairs["kind"] == kind)]
         cells = data.cells[(data.cells["label"] == label) & (data.cells["kind"] == kind)]
         lines = _table_lines(cells, key)
@@ -241,7 +174,7 @@ _TABLE_CAPTION = (
 )
 
 
-def _scatter(axes: Axes, data: WeakTeacherData, key: _Key, label: str, kind: str) -> None:
+def _scatter(axes: Axes, data: WeakTeacherData, key: Key, label: str, kind: str) -> None:
     pairs = data.pairs[(data.pairs["label"] == label) & (data.pairs["kind"] == kind)]
     cells = data.cells[(data.cells["label"] == label) & (data.cells["kind"] == kind)]
     panel_title(axes, label, kind)
@@ -302,7 +235,7 @@ def _pair_text(row: Any) -> str:
     )
 
 
-def _table_lines(cells: pd.DataFrame, key: _Key) -> list[tuple[str, dict[str, pd.Series]]]:
+def _table_lines(cells: pd.DataFrame, key: Key) -> list[tuple[str, dict[str, pd.Series]]]:
     """(line's name, student -> row) per budget, teacher and whatever else tells configurations apart."""
     lines: dict[tuple[Any, ...], dict[str, pd.Series]] = {}
     several = cells["teacher_share"].nunique() > 1
@@ -316,7 +249,7 @@ def _table_lines(cells: pd.DataFrame, key: _Key) -> list[tuple[str, dict[str, pd
     return [(line[-1], found) for line, found in sorted(lines.items(), key=lambda item: item[0])]
 
 
-def _draw_table(axes: Axes, lines: list[tuple[str, dict[str, pd.Series]]], key: _Key) -> None:
+def _draw_table(axes: Axes, lines: list[tuple[str, dict[str, pd.Series]]], key: Key) -> None:
     axes.set_axis_off()
     if not lines:
         empty_note(axes, "no student with a frozen teacher")

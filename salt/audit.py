@@ -293,7 +293,9 @@ def count_teacher(
         if adapter is None:
             encoder, patches = _encoder_inputs(vit, model, clip)
         else:
-            encoder, patches = _standing_for(vit, model, clip, adapter)
+            from salt.audit_external import standing_for
+
+            encoder, patches = standing_for(COUNTED_CLIPS, vit, model, clip, adapter)
         if tool == "fvcore":
             return _forward(multiply_adds(encoder, (patches,))[""])
         return _count(encoder, patches)
@@ -317,31 +319,6 @@ def _encoder_inputs(vit: VitSpec, model: ModelSpec, clip: ClipSpec) -> tuple[Any
     # Not `build_encoder`: initialising would be work without numbers.
     encoder = Encoder(vit, model, grid(model, clip), patch_values(model, clip))
     return encoder, torch.empty(COUNTED_CLIPS, tokens(model, clip), patch_values(model, clip))
-
-
-def _standing_for(vit: VitSpec, model: ModelSpec, clip: ClipSpec, adapter: AdapterSpec) -> tuple[Any, Any]:
-    """Blocks on the tokens of a model of transformers, and its patches [passes, n, P] of one clip."""
-    import torch
-    from torch import nn
-
-    from salt.linear import Linear
-    from salt.vit import Block
-
-    class Standing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = Linear(adapter.patch_values, vit.width)
-            self.blocks = nn.ModuleList(Block(vit) for _ in range(vit.depth))
-
-        def forward(self, patches: torch.Tensor) -> torch.Tensor:
-            x: torch.Tensor = self.embed(patches)
-            x = torch.cat([x.new_empty(len(x), adapter.special_tokens, vit.width), x], dim=1)
-            for block in self.blocks:
-                x = block(x)
-            return x
-
-    passes = COUNTED_CLIPS * adapter.passes(clip.frames, model.tubelet_frames)
-    return Standing(), torch.empty(passes, adapter.patches(clip.frames), adapter.patch_values)
 
 
 def _masked(encoder: Any) -> nn.Module:
