@@ -36,6 +36,9 @@ TARGETS = r"^(online|cached\(views=([1-9][0-9]{0,8})\))\Z"
 SPLITS = ("train", "selection", "report")
 
 
+StudyName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=80)]
+
+
 class DeclaredData(Spec, kw_only=True):
     """A list that is not here yet: enough to plan with, not to submit."""
 
@@ -208,7 +211,9 @@ class SupervisedConfig(Spec, kw_only=True):
 
 
 class ReferencesConfig(Spec, kw_only=True):
-    random: bool = True
+    """Encoders that every arm is held against: they cost nothing of the budgets."""
+
+    random: bool = True  # untrained encoders of every size
     raw: bool = True
     supervised: SupervisedConfig | None = None
     external: tuple[str, ...] = ()  # names of the study's `external`
@@ -232,39 +237,43 @@ class ProbeConfig(Spec, kw_only=True):
     settings: dict[str, Any] = {}  # any other field of ProbeSpec
 
 
+DEFAULT_REFERENCES: ReferencesConfig = msgspec.field(default_factory=ReferencesConfig)
+DEFAULT_EXECUTION: ExecSpec = msgspec.field(default_factory=ExecSpec)
+
+
 class StudyFile(Spec, kw_only=True):
     """The keys of a study file."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=80)]
-    question: str = ""
-    data: DataFiles
-    clip: ClipSpec
-    model: ModelConfig
-    sizes: dict[str, dict[str, Any]] = {}
+    name: StudyName  # of the plan, and of its folder in the store
+    question: str = ""  # what the study asks; the report repeats it
+    data: DataFiles  # lists of videos
+    clip: ClipSpec  # which frames of a video, and which part of them
+    model: ModelConfig  # tokens, positions, predictor: the same for all sizes
+    sizes: dict[str, dict[str, Any]] = {}  # encoders of your own: name -> fields of VitSpec
     external: dict[str, str | ExternalConfig] = {}  # name -> an imported run, or `hf:FOLDER`
-    masks: MaskSet
-    mask_sets: dict[str, MaskSet] = {}
-    match: Match = "flops"
-    convention: Convention = "matmul"
-    charge: Charge = "full"
-    targets: Annotated[str, Meta(pattern=TARGETS)] = "online"
-    budgets_flops: tuple[PositiveFloat, ...] = ()
-    budgets_steps: tuple[Steps, ...] = ()
-    budgets_gpu_hours: tuple[PositiveFloat, ...] = ()
-    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]
-    extra_seeds: tuple[ExtraSeeds, ...] = ()
-    students: Annotated[tuple[str, ...], Meta(min_length=1)]
-    minimum_steps: PositiveInt = 1
-    maximum_epochs: PositiveFloat | None = None
-    bad_cells: Literal["refuse", "leave_out"] = "refuse"
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    cooldown_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.1
-    recipe: str | None = None
+    masks: MaskSet  # a mask each; every clip is masked with all
+    mask_sets: dict[str, MaskSet] = {}  # names for other sets, for a sweep over `masks`
+    match: Match = "flops"  # what cells of one budget have in common
+    convention: Convention = "matmul"  # how FLOPs are counted: docs/flops.md
+    charge: Charge = "full"  # who pays for a teacher that several students share
+    targets: Annotated[str, Meta(pattern=TARGETS)] = "online"  # `online`, or `cached(views=V)`: encoded once
+    budgets_flops: tuple[PositiveFloat, ...] = ()  # under `match: flops`: what a cell may cost
+    budgets_steps: tuple[Steps, ...] = ()  # under `match: steps`, such as 40k
+    budgets_gpu_hours: tuple[PositiveFloat, ...] = ()  # under `match: gpu-hours`, by the site
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]  # of every cell
+    extra_seeds: tuple[ExtraSeeds, ...] = ()  # more seeds at some cells
+    students: Annotated[tuple[str, ...], Meta(min_length=1)]  # sizes, by name
+    minimum_steps: PositiveInt = 1  # a cell with fewer is refused
+    maximum_epochs: PositiveFloat | None = None  # a cell that repeats its data more often is refused
+    bad_cells: Literal["refuse", "leave_out"] = "refuse"  # what becomes of cells that are refused
+    schedule: Literal["cosine", "wsd"] = "cosine"  # `wsd`: one trunk for all budgets, a cooldown for each
+    cooldown_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.1  # of a run, under `wsd`
+    recipe: str | None = None  # a name, or a YAML file; `salt-sweep recipe list`
     site: str | None = None  # a site profile, relative to the study file, or `default`
-    optim: dict[str, Any] = {}
-    objective: dict[str, Any] = {}
-    arms: ArmsConfig
-    references: ReferencesConfig = msgspec.field(default_factory=ReferencesConfig)
-    probes: tuple[ProbeConfig, ...] = ()
-    execution: ExecSpec = msgspec.field(default_factory=ExecSpec)
-    quick: dict[str, Any] = {}
+    optim: dict[str, Any] = {}  # over the recipe: fields of OptimSpec
+    objective: dict[str, Any] = {}  # over the recipe: fields of ObjectiveSpec
+    arms: ArmsConfig  # what is compared
+    references: ReferencesConfig = DEFAULT_REFERENCES  # what it is held against, outside the budgets
+    probes: tuple[ProbeConfig, ...] = ()  # how encoders are scored
+    execution: ExecSpec = DEFAULT_EXECUTION  # how runs are carried out; changes no number
+    quick: dict[str, Any] = {}  # laid over the file by `--quick`: a small version

@@ -151,7 +151,7 @@ def write_reference(folder: Path) -> None:
             "Made from the types that a study file is decoded into. Keys that are not here are errors. "
             "`optim` and `objective` take the fields of [OptimSpec](#optimspec) and "
             "[ObjectiveSpec](#objectivespec), a probe's `settings` those of [ProbeSpec](#probespec).",
-            [*study, *(kind for kind in _BESIDE if kind not in study)],
+            list(dict.fromkeys([*study, *(each for kind in _BESIDE for each in structs(kind))])),
         ),
         "site-profile.md": reference(
             "Site profile reference",
