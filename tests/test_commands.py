@@ -324,6 +324,24 @@ def test_the_options_of_salt_sweep_are_these() -> None:
     parser = cli._parser()
     (commands,) = (a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     assert {name: options_of(command) for name, command in commands.items()} == {
+        "init": ["--help", "--json"],
+        "schema": ["--help", "--json"],
+        "completion": ["--help", "--json"],
+        "tune": [
+            *(
+                "--arms",
+                "--cell",
+                "--dry-run",
+                "--help",
+                "--json",
+                "--label",
+                "--name",
+                "--objective",
+                "--probe",
+            ),
+            *("--prune", "--quick", "--recipe", "--seed", "--seed-from", "--show", "--space", "--store"),
+            *("--trials", "--workers"),
+        ],
         "plan": [
             *("--audit", "--budget", "--charge", "--convention", "--help", "--json", "--layout", "--match"),
             *("--quick", "--rows", "--site", "--store", "--targets"),
@@ -443,4 +461,5 @@ def test_make_study_types_the_commands_that_the_documents_show() -> None:
         ("salt-analyze", "pareto"),
         ("salt-analyze", "weak-teacher"),
         ("salt-analyze", "report"),
+        ("salt-analyze", "verify"),
     ]
