@@ -69,7 +69,7 @@ def _script(parser: argparse.ArgumentParser, shell: str) -> str:
     import shtab
 
     _mark(parser, shtab)
-    text: str = shtab.complete(parser, shell=shell, preamble=_PREAMBLE[shell])
+    text: str = shtab.complete(parser, shell, preamble=_PREAMBLE[shell])
     return text
 
 
