@@ -69,6 +69,8 @@ class Study:
     question: str
     store: Path | None = None  # of a foreign table none
     _kept: _Kept | None = field(default=None, repr=False)  # the folder into which an archive was extracted
+    _labels: tuple[str, ...] = field(default=(), repr=False)  # asked for by `only`; none: all
+    _probes: tuple[str, ...] = field(default=(), repr=False)
 
     def only(self, *, label: str | None = None, probe: str | None = None) -> Study:
         """The same study with one label, one kind of probe, or both. Raises `UserError` for unknown names."""
@@ -77,7 +79,9 @@ class Study:
         from analysis.command import only
 
         table = only(self.table, "label", [label] if label else None)
-        return replace(self, table=only(table, "kind", [probe] if probe else None))
+        table = only(table, "kind", [probe] if probe else None)
+        labels, probes = (label,) if label else self._labels, (probe,) if probe else self._probes
+        return replace(self, table=table, _labels=labels, _probes=probes)
 
     @cached_property
     def configurations(self) -> pd.DataFrame:
@@ -174,7 +178,7 @@ class Study:
 
         source = Source(self.name, self.question)
         if self.store is not None:
-            source = plan_source(self.store, self.name)
+            source = plan_source(self.store, self.name, self._labels, self._probes)
         return write_report(source, self.table, Path(out), lambda text: None).paths[0]
 
     def figure(self, name: str = "pareto", *, label: str | None = None, probe: str | None = None) -> Drawing:

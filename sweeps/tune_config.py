@@ -48,7 +48,6 @@ class TuneConfig(Spec, kw_only=True):
     probe: str | None = None
     prune: bool = False
     trials: PositiveInt
-    sampler_seed: int = 0
 
 
 def tuning_dir(store: Path, name: str) -> Path:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: A worker that finds all open slots held looks again after this long.
 POLL_S = 0.5
+#: Stands for the run of a trial whose values cannot be planned.
+NO_RUN = "none"
 
 
 class TrialRecord(Spec, kw_only=True):
@@ -144,11 +146,16 @@ class Worker:
             try:
                 run_id = self.identify(slot.arm, values)
             except UserError as error:  # such values make no run: a step too dear for the budget
-                run_id, outcome = "none", Outcome(state="failed", reason=f"cannot be planned: {error}")
+                run_id = NO_RUN
+                self.report(f"{slot.run_id}: {error}")
             record = TrialRecord(arm=slot.arm, number=trial.number, values=values, run_id=run_id)
             trial.set_user_attr("run_id", record.run_id)
             slot.write("trial.json", record)
             self.report(f"{slot.run_id}: trial {trial.number}, run {record.run_id}: {values_text(values)}")
+        if record.run_id == NO_RUN:
+            outcome = Outcome(
+                state="failed", reason="its values make no run: the budget cannot be met with them"
+            )
         if outcome is None:
             outcome = self.evaluate(record, running(study, record.number))
         slot.write("outcome.json", outcome)

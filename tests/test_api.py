@@ -85,3 +85,8 @@ def test_what_is_not_there_is_refused_with_its_name(study: Study, store: Path, t
         with pytest.raises(UserError, match=words):
             ask()
     assert isinstance(study.configurations, pd.DataFrame)
+
+
+def test_a_report_of_a_part_is_verified_as_that_part(study: Study, store: Path, tmp_path: Path) -> None:
+    study.only(label="motion").report(tmp_path / "part")
+    assert main(["verify", str(tmp_path / "part"), "--store", str(store)]) == 0
