@@ -1,6 +1,6 @@
 """What a study means: one tidy table, and from it frontiers, comparisons, figures and a report.
 
-In a notebook:
+In a notebook::
 
     import analysis
 

@@ -22,6 +22,7 @@ suppress_warnings = ["myst.header"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 nitpicky = False
+default_role = "code"  # docstrings mark code with one backtick
 html_theme = "furo"
 html_title = f"salt {salt.__version__}"
 html_show_sphinx = False

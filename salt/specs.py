@@ -59,10 +59,10 @@ def run_arm(arm: CellArm) -> Arm:
 class VitSpec(Spec, kw_only=True):
     """A vision transformer's trunk. `mlp_width` is the hidden width of the MLP in units."""
 
-    width: PositiveInt
-    depth: NonNegativeInt
-    heads: PositiveInt
-    mlp_width: PositiveInt
+    width: PositiveInt  # numbers in a token
+    depth: NonNegativeInt  # blocks
+    heads: PositiveInt  # of attention, in each block
+    mlp_width: PositiveInt  # hidden units of the MLP
 
 
 class PositionSpec(Spec, kw_only=True):
@@ -72,12 +72,12 @@ class PositionSpec(Spec, kw_only=True):
     numbers of a pair turn by different angles.
     """
 
-    rope: bool = True
-    rope_base: PositiveFloat = 10000.0
-    rope_frequencies: Literal["interleaved", "tiled"] = "interleaved"
-    sincos: bool = False
-    sincos_base: PositiveFloat = 10000.0
-    sincos_scale: PositiveFloat = 1.0
+    rope: bool = True  # rotary positions in time, height and width
+    rope_base: PositiveFloat = 10000.0  # slowest turning; larger is slower
+    rope_frequencies: Literal["interleaved", "tiled"] = "interleaved"  # `tiled` as in published checkpoints
+    sincos: bool = False  # adds sine and cosine of the place to tokens
+    sincos_base: PositiveFloat = 10000.0  # slowest wave; larger is slower
+    sincos_scale: PositiveFloat = 1.0  # multiplies places
 
 
 class ModelSpec(Spec, kw_only=True):
@@ -107,32 +107,32 @@ class ClipSpec(Spec, kw_only=True):
     channels or one each.
     """
 
-    source: Literal["stored", "streamed"] = "stored"
-    frames: PositiveInt = 16
-    frame_stride: PositiveInt = 4
-    frame_rate_hz: PositiveFloat | None = None
-    clips_per_file: PositiveInt = 1
-    store_px: PositiveInt = 256
-    crop_px: PositiveInt = 224
-    crop: Literal["shift", "random_resized"] = "shift"
-    crop_scale_min: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.3
-    crop_scale_max: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    crop_aspect_min: PositiveFloat = 0.75
-    crop_aspect_max: PositiveFloat = 1.35
-    flip: bool = False
-    channels: Literal[1, 3] = 3
-    mean: float | Triple = 0.449
-    std: PositiveFloat | PositiveTriple = 0.226
-    short_clips: Literal["skip", "repeat-last", "loop", "shrink-stride"] = "skip"
+    source: Literal["stored", "streamed"] = "stored"  # decoded once, or afresh each epoch
+    frames: PositiveInt = 16  # in a clip
+    frame_stride: PositiveInt = 4  # distance of frames in the file; 1: every frame
+    frame_rate_hz: PositiveFloat | None = None  # instead of a stride
+    clips_per_file: PositiveInt = 1  # taken from each file
+    store_px: PositiveInt = 256  # square that is stored, in pixels
+    crop_px: PositiveInt = 224  # square that the model sees, in pixels
+    crop: Literal["shift", "random_resized"] = "shift"  # how it is cut out
+    crop_scale_min: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.3  # smallest share of the area
+    crop_scale_max: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0  # largest share of the area
+    crop_aspect_min: PositiveFloat = 0.75  # narrowest: width by height
+    crop_aspect_max: PositiveFloat = 1.35  # widest: width by height
+    flip: bool = False  # mirror half of all clips
+    channels: Literal[1, 3] = 3  # grey or colour
+    mean: float | Triple = 0.449  # taken off values in 0..1
+    std: PositiveFloat | PositiveTriple = 0.226  # divides them after that
+    short_clips: Literal["skip", "repeat-last", "loop", "shrink-stride"] = "skip"  # files with too few frames
 
 
 class DataPart(Spec, kw_only=True):
     """One list of a mixture, and its share of all clips drawn."""
 
-    name: str
-    fingerprint: str
-    clips: PositiveInt
-    weight: PositiveFloat
+    name: str  # of the list
+    fingerprint: str  # hash of its content
+    clips: PositiveInt  # rows of the list
+    weight: PositiveFloat  # by the sum of all weights
 
 
 class DataSpec(Spec, kw_only=True):
@@ -142,10 +142,10 @@ class DataSpec(Spec, kw_only=True):
     A mixture has `parts`; then `fingerprint` is theirs, weights included, and `clips` is their sum.
     """
 
-    name: str
-    fingerprint: str
-    clips: PositiveInt
-    parts: tuple[DataPart, ...] = ()
+    name: str  # of the list
+    fingerprint: str  # hash of its content
+    clips: PositiveInt  # rows of the list
+    parts: tuple[DataPart, ...] = ()  # lists of a mixture
 
 
 class MaskSpec(Spec, kw_only=True):
@@ -181,14 +181,14 @@ class ObjectiveSpec(Spec, kw_only=True):
     pixels.
     """
 
-    pixel_loss: Literal["l2", "l1"] = "l2"
-    pixel_norm: Literal["patch_channel", "patch", "none"] = "patch_channel"
-    pixel_weight: NonNegativeFloat = 0.0
-    latent_loss: Literal["l1", "l2", "smooth_l1", "cosine"] = "l1"
-    target_layer_norm: bool = True
-    teacher_layer: PositiveInt | None = None
-    ema_start: Share = 0.998
-    ema_end: Share = 1.0
+    pixel_loss: Literal["l2", "l1"] = "l2"  # squared or absolute error of pixels
+    pixel_norm: Literal["patch_channel", "patch", "none"] = "patch_channel"  # normalised by
+    pixel_weight: NonNegativeFloat = 0.0  # of pixels in a latent arm; 0: none
+    latent_loss: Literal["l1", "l2", "smooth_l1", "cosine"] = "l1"  # between predicted and target latents
+    target_layer_norm: bool = True  # targets are normalised first
+    teacher_layer: PositiveInt | None = None  # block whose tokens are targets; none: the last
+    ema_start: Share = 0.998  # momentum of the average at the start (vjepa)
+    ema_end: Share = 1.0  # momentum at the end
 
 
 class OptimSpec(Spec, kw_only=True):
@@ -201,21 +201,21 @@ class OptimSpec(Spec, kw_only=True):
     autocast: weights, optimiser, losses and the EMA stay float32.
     """
 
-    schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
-    batch_clips: PositiveInt = 3072
-    lr_start: NonNegativeFloat = 2e-4
-    lr: PositiveFloat = 6.25e-4
-    lr_end: NonNegativeFloat = 1e-6
-    warmup_share: Share = 0.04
-    beta1: Share = 0.9
-    beta2: Share = 0.95
-    eps: PositiveFloat = 1e-8
-    weight_decay_start: NonNegativeFloat = 0.04
-    weight_decay_end: NonNegativeFloat = 0.4
-    clip_norm: PositiveFloat | None = 0.02
-    clip_scope: Literal["all", "module"] = "all"
-    clip_in_warmup: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
+    schedule: Literal["cosine", "constant", "cooldown"] = "cosine"  # of the rate; set by the planner
+    batch_clips: PositiveInt = 3072  # clips of one step
+    lr_start: NonNegativeFloat = 2e-4  # rate at the start of the warmup
+    lr: PositiveFloat = 6.25e-4  # rate after the warmup, the highest
+    lr_end: NonNegativeFloat = 1e-6  # rate at the last step
+    warmup_share: Share = 0.04  # of all steps
+    beta1: Share = 0.9  # AdamW's
+    beta2: Share = 0.95  # AdamW's
+    eps: PositiveFloat = 1e-8  # AdamW's
+    weight_decay_start: NonNegativeFloat = 0.04  # at the first step
+    weight_decay_end: NonNegativeFloat = 0.4  # at the last step; a cosine between
+    clip_norm: PositiveFloat | None = 0.02  # largest norm of the gradient; none: no limit
+    clip_scope: Literal["all", "module"] = "all"  # of all weights together, or of each module
+    clip_in_warmup: bool = True  # whether it holds in the warmup too
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products
 
 
 class TeacherRef(Spec, kw_only=True):
@@ -292,29 +292,29 @@ class ProbeSpec(Spec, kw_only=True):
     none means the encoder's output. Every rate x weight decay is a head; all heads train in one pass.
     """
 
-    numerics: int = NUMERICS
-    labels: tuple[str, ...]
-    kinds: tuple[ProbeKind, ...]
-    frames: tuple[Frames, ...] = ("ordered",)
-    train: DataSpec
-    selection: DataSpec
-    report: DataSpec
-    train_clips: PositiveInt
-    selection_clips: PositiveInt
-    report_clips: PositiveInt
-    seed: NonNegativeInt = 0
-    ridge_penalties: tuple[PositiveFloat, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
-    neighbours: tuple[PositiveInt, ...] = (1, 5, 20)
-    attentive_lrs: tuple[PositiveFloat, ...] = (1e-3, 3e-3)
-    attentive_weight_decays: tuple[NonNegativeFloat, ...] = (0.01,)
-    attentive_blocks: PositiveInt = 4
-    attentive_epochs: PositiveInt = 20
-    attentive_batch_clips: PositiveInt = 64
+    numerics: int = NUMERICS  # raised when probing changes
+    labels: tuple[str, ...]  # columns of the lists
+    kinds: tuple[ProbeKind, ...]  # of probes
+    frames: tuple[Frames, ...] = ("ordered",)  # what becomes of the order of frames
+    train: DataSpec  # list that probes are fitted on
+    selection: DataSpec  # list that chooses
+    report: DataSpec  # list that is reported on
+    train_clips: PositiveInt  # labelled clips that are drawn
+    selection_clips: PositiveInt  # that choose
+    report_clips: PositiveInt  # that are reported on
+    seed: NonNegativeInt = 0  # of the draw and the start
+    ridge_penalties: tuple[PositiveFloat, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)  # linear: tried
+    neighbours: tuple[PositiveInt, ...] = (1, 5, 20)  # knn: tried
+    attentive_lrs: tuple[PositiveFloat, ...] = (1e-3, 3e-3)  # rates, tried on selection
+    attentive_weight_decays: tuple[NonNegativeFloat, ...] = (0.01,)  # tried on selection
+    attentive_blocks: PositiveInt = 4  # the last of them with cross-attention
+    attentive_epochs: PositiveInt = 20  # over the labelled clips
+    attentive_batch_clips: PositiveInt = 64  # clips of one step
     attentive_heads: PositiveInt | None = None  # None: as many as the encoder
-    segments: PositiveInt = 1
-    views: PositiveInt = 1
-    layers: tuple[PositiveInt, ...] = ()
-    label_free: tuple[LabelFree, ...] = ()
+    segments: PositiveInt = 1  # clips spread over a video
+    views: PositiveInt = 1  # crops of each
+    layers: tuple[PositiveInt, ...] = ()  # blocks whose tokens are read; none: the output
+    label_free: tuple[LabelFree, ...] = ()  # metrics without labels
 
 
 class ExecSpec(Spec, kw_only=True):
@@ -327,19 +327,19 @@ class ExecSpec(Spec, kw_only=True):
 
     folder: str | None = None  # where the study file lay: its paths are relative to it
     lists: dict[str, str] = {}  # fingerprint -> path of the list on this machine
-    device: str = "cpu"
-    threads: PositiveInt = 1
-    decode_workers: NonNegativeInt = 2
-    checkpoint_every_steps: PositiveInt = 200
-    log_every_steps: PositiveInt = 20
-    micro_batch_clips: PositiveInt | None = None
-    recompute: bool = False
-    compile: bool = False
+    device: str = "cpu"  # cpu, cuda or cuda:N
+    threads: PositiveInt = 1  # of torch, on the CPU
+    decode_workers: NonNegativeInt = 2  # processes that decode clips
+    checkpoint_every_steps: PositiveInt = 200  # what a kill can lose at most
+    log_every_steps: PositiveInt = 20  # a line of metrics.jsonl
+    micro_batch_clips: PositiveInt | None = None  # largest pass; none: the batch
+    recompute: bool = False  # less memory, a forward pass more
+    compile: bool = False  # torch.compile
     processes: PositiveInt = 1  # that train one run together, each on a device of its own
-    sharding: Literal["none", "optimizer", "full"] = "none"
+    sharding: Literal["none", "optimizer", "full"] = "none"  # what is split over processes
     peak_flops_per_s: PositiveFloat | None = None  # of one device at the run's precision, for utilisation
-    tensorboard: bool = False
-    wandb_project: str | None = None
+    tensorboard: bool = False  # event files beside the metrics
+    wandb_project: str | None = None  # log to Weights & Biases too
 
 
 class Part(Spec, kw_only=True):

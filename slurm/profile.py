@@ -28,30 +28,30 @@ class SlurmProfile(Spec, kw_only=True):
     `local_store` lets the store be in /tmp, which on a real cluster each node has of its own.
     """
 
-    time: str | int
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    reservation: str | None = None
-    gpus: bool = True
+    time: str | int  # limit of one job
+    partition: str | None = None  # one or several, with commas; none: the cluster's
+    account: str | None = None  # whom the hours are charged to
+    qos: str | None = None  # Slurm's quality of service
+    constraint: str | None = None  # features of nodes
+    reservation: str | None = None  # Slurm's
+    gpus: bool = True  # false: ask for none
     gpu_type: str | None = None  # as in `--gpus-per-node=a100:1`
     cpus_per_run: PositiveInt | None = None  # None: threads of all processes, and decoders of streamed clips
     memory_gib_per_run: PositiveFloat | None = None  # None: what the site gives by itself
-    signal_delay_s: PositiveInt = 120
-    requeue: bool = True
-    lane_minutes: str | int = 30
-    runs_per_gpu: PositiveInt | Literal["auto"] = 1
-    max_jobs: PositiveInt | None = None
-    max_array_size: PositiveInt | None = None
-    max_submit_jobs: PositiveInt | None = None
-    layout: Literal["srun", "torchrun"] = "srun"
-    exclude: tuple[str, ...] = ()
+    signal_delay_s: PositiveInt = 120  # warned so long before the end
+    requeue: bool = True  # false: jobs may not be queued again
+    lane_minutes: str | int = 30  # shorter runs share a job until it is so long
+    runs_per_gpu: PositiveInt | Literal["auto"] = 1  # at once; auto: by memory
+    max_jobs: PositiveInt | None = None  # of a plan, at once
+    max_array_size: PositiveInt | None = None  # none: ask scontrol
+    max_submit_jobs: PositiveInt | None = None  # none: ask sacctmgr
+    layout: Literal["srun", "torchrun"] = "srun"  # of runs over several nodes
+    exclude: tuple[str, ...] = ()  # nodes that are never used
     exclude_after: NonNegativeInt = 2  # 0: never
-    setup: tuple[str, ...] = ()
-    environment: dict[str, str] = {}
-    sbatch: dict[str, str | bool] = {}
-    local_store: bool = False
+    setup: tuple[str, ...] = ()  # lines of shell before anything else
+    environment: dict[str, str] = {}  # variables on top of the shell's
+    sbatch: dict[str, str | bool] = {}  # further options of that command
+    local_store: bool = False  # the store may be in /tmp
 
     @property
     def minutes(self) -> int:

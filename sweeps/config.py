@@ -42,31 +42,31 @@ StudyName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_le
 class DeclaredData(Spec, kw_only=True):
     """A list that is not here yet: enough to plan with, not to submit."""
 
-    name: str
-    clips: PositiveInt
+    name: str  # what tables and specs call it
+    clips: PositiveInt  # rows that the list will have
 
 
 class MixturePart(Spec, kw_only=True):
     """One list of a mixture; its share of all clips drawn is its weight by the sum of all weights."""
 
-    list: str | DeclaredData
-    weight: PositiveFloat
+    list: str | DeclaredData  # a list of videos, or one that is only declared
+    weight: PositiveFloat  # its share by the sum of all weights
 
 
 class DataFiles(Spec, kw_only=True):
     """Lists of videos, relative to the study file's folder. `train` may be a mixture of several."""
 
-    train: str | DeclaredData | Annotated[tuple[MixturePart, ...], Meta(min_length=2)]
-    selection: str | DeclaredData
-    report: str | DeclaredData
+    train: str | DeclaredData | Annotated[tuple[MixturePart, ...], Meta(min_length=2)]  # pretraining, probes
+    selection: str | DeclaredData  # chooses probes' hyperparameters; tuning too
+    report: str | DeclaredData  # touched by the reported accuracies only
 
 
 class ProbeData(Spec, kw_only=True):
     """The lists of one probe suite where they are not the study's."""
 
-    train: str | DeclaredData | None = None
-    selection: str | DeclaredData | None = None
-    report: str | DeclaredData | None = None
+    train: str | DeclaredData | None = None  # labelled clips that probes are fitted on
+    selection: str | DeclaredData | None = None  # chooses their hyperparameters
+    report: str | DeclaredData | None = None  # what their accuracy is reported on
 
 
 class MaskConfig(Spec, kw_only=True):
@@ -76,17 +76,17 @@ class MaskConfig(Spec, kw_only=True):
     others predicted.
     """
 
-    kind: Literal["blocks", "causal", "tube"] = "blocks"
-    blocks: PositiveInt = 8
-    scale: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.15
-    aspect_min: PositiveFloat = 0.75
-    aspect_max: PositiveFloat = 1.5
-    context_frames: PositiveInt | None = None
-    keep: Literal["fixed", "batch_min"] = "fixed"
-    keep_clips: PositiveInt = 24
-    ratio: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
-    visible_tokens: PositiveInt | None = None
-    target_tokens: PositiveInt | None = None
+    kind: Literal["blocks", "causal", "tube"] = "blocks"  # what is hidden; docs/masks.md
+    blocks: PositiveInt = 8  # predicted blocks; they may overlap
+    scale: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.15  # share of a frame's cells in one block
+    aspect_min: PositiveFloat = 0.75  # of a block: height by width
+    aspect_max: PositiveFloat = 1.5  # of a block: height by width
+    context_frames: PositiveInt | None = None  # causal: visible steps of the token grid
+    keep: Literal["fixed", "batch_min"] = "fixed"  # counts: fixed, or cut to the shortest
+    keep_clips: PositiveInt = 24  # batch_min: clips that are cut alike
+    ratio: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None  # tube: share of cells that are hidden
+    visible_tokens: PositiveInt | None = None  # that the encoder reads; none: the mean
+    target_tokens: PositiveInt | None = None  # that are predicted; none: the mean
 
 
 MaskSet = Annotated[tuple[MaskConfig, ...], Meta(min_length=1)]
@@ -95,12 +95,12 @@ MaskSet = Annotated[tuple[MaskConfig, ...], Meta(min_length=1)]
 class ModelConfig(Spec, kw_only=True):
     """Everything of a `ModelSpec` but the encoder, which the grid varies."""
 
-    predictor: VitSpec
-    tubelet_frames: PositiveInt = 2
-    patch_px: PositiveInt = 16
-    position: PositionSpec = msgspec.field(default_factory=PositionSpec)
-    init: Literal["trunc_normal", "xavier"] = "trunc_normal"
-    mask_token: Literal["shared", "per_mask"] = "shared"
+    predictor: VitSpec  # of latents; the pixel decoder has the same shape
+    tubelet_frames: PositiveInt = 2  # frames in one token
+    patch_px: PositiveInt = 16  # height and width of one token, in pixels
+    position: PositionSpec = msgspec.field(default_factory=PositionSpec)  # how tokens know where they are
+    init: Literal["trunc_normal", "xavier"] = "trunc_normal"  # how weights begin
+    mask_token: Literal["shared", "per_mask"] = "shared"  # one for all, or for each mask
 
 
 class ExternalConfig(Spec, kw_only=True):
@@ -111,11 +111,11 @@ class ExternalConfig(Spec, kw_only=True):
     `trained_flops` what its training has cost, which its students are then charged.
     """
 
-    model: str
-    input_px: PositiveInt | None = None
-    per_tubelet: PerTubelet | None = None
-    resize_grid: GridResize = "none"
-    trained_flops: PositiveFloat | None = None
+    model: str  # `hf:FOLDER`, or an imported run
+    input_px: PositiveInt | None = None  # none: the model's own
+    per_tubelet: PerTubelet | None = None  # mean, first or middle frame; for models of images
+    resize_grid: GridResize = "none"  # of latents, to the student's grid
+    trained_flops: PositiveFloat | None = None  # none: its training is free
 
 
 class ArmConfig(Spec, kw_only=True):
@@ -124,10 +124,10 @@ class ArmConfig(Spec, kw_only=True):
     Fields that can be swept: `optim.*`, `objective.*`, and `masks` with names from `mask_sets`.
     """
 
-    optim: dict[str, Any] = {}
-    objective: dict[str, Any] = {}
-    sweep: dict[str, list[Any]] = {}
-    students: tuple[str, ...] | None = None
+    optim: dict[str, Any] = {}  # fields of `OptimSpec` that this arm has for itself
+    objective: dict[str, Any] = {}  # fields of `ObjectiveSpec` that this arm has for itself
+    sweep: dict[str, list[Any]] = {}  # field -> values: one configuration for each
+    students: tuple[str, ...] | None = None  # sizes of this arm; none: the study's
 
 
 class StageConfig(Spec, kw_only=True):
@@ -136,10 +136,10 @@ class StageConfig(Spec, kw_only=True):
     The first may be one of `external`, which costs nothing here and takes none of them.
     """
 
-    teacher: str
-    share: OpenShare | None = None
-    flops: PositiveFloat | None = None
-    steps: Steps | None = None
+    teacher: str  # a size, or for the first stage a name of `external`
+    share: OpenShare | None = None  # of the budget, for this teacher
+    flops: PositiveFloat | None = None  # what its training may cost
+    steps: Steps | None = None  # that it is trained for
 
 
 class SaltConfig(ArmConfig, kw_only=True):
@@ -152,19 +152,19 @@ class SaltConfig(ArmConfig, kw_only=True):
     `external` are there already: they have no length.
     """
 
-    teachers: tuple[str, ...] = ()
-    teacher_share: tuple[OpenShare, ...] = ()
-    teacher_flops: tuple[PositiveFloat, ...] = ()
-    teacher_steps: tuple[Steps, ...] = ()
-    teacher_runs: Literal["own", "one"] = "own"
-    teacher_sweep: dict[str, list[Any]] = {}
-    chains: tuple[Annotated[tuple[StageConfig, ...], Meta(min_length=1)], ...] = ()
+    teachers: tuple[str, ...] = ()  # sizes of pixel encoders, or names of `external`
+    teacher_share: tuple[OpenShare, ...] = ()  # of each budget, for the teacher's training
+    teacher_flops: tuple[PositiveFloat, ...] = ()  # what a teacher's training costs, whatever the budget
+    teacher_steps: tuple[Steps, ...] = ()  # that a teacher is trained for, whatever the budget
+    teacher_runs: Literal["own", "one"] = "own"  # a run for each length, or states of one
+    teacher_sweep: dict[str, list[Any]] = {}  # like `sweep`, for the pixel stage
+    chains: tuple[Annotated[tuple[StageConfig, ...], Meta(min_length=1)], ...] = ()  # stages of teachers
 
 
 class ExternalArmConfig(ArmConfig, kw_only=True):
     """Students of teachers that were trained elsewhere: names of the study's `external`, or `hf:FOLDER`."""
 
-    teachers: Annotated[tuple[str, ...], Meta(min_length=1)]
+    teachers: Annotated[tuple[str, ...], Meta(min_length=1)]  # names of the study's `external`
 
 
 class ArmsConfig(Spec, kw_only=True):
@@ -172,11 +172,11 @@ class ArmsConfig(Spec, kw_only=True):
     `objective.pixel_weight`, which is 1 unless the study says otherwise.
     """
 
-    pixel: ArmConfig | None = None
-    vjepa: ArmConfig | None = None
-    salt: SaltConfig | None = None
-    external: ExternalArmConfig | None = None
-    hybrid: SaltConfig | None = None
+    pixel: ArmConfig | None = None  # pixel reconstruction with the whole budget
+    vjepa: ArmConfig | None = None  # self-distillation from an average of the student
+    salt: SaltConfig | None = None  # a student of a frozen teacher
+    external: ExternalArmConfig | None = None  # a student of weights that were trained elsewhere
+    hybrid: SaltConfig | None = None  # like salt, with pixels beside latents
 
 
 class SeedsHere(Spec, kw_only=True):
@@ -186,54 +186,54 @@ class SeedsHere(Spec, kw_only=True):
     `salt-analyze pareto` writes: its cells and their neighbours in the grid.
     """
 
-    arms: tuple[Literal["pixel", "vjepa", "salt", "external", "hybrid"], ...] | None = None
-    students: tuple[str, ...] | None = None
-    teachers: tuple[str, ...] | None = None
-    teacher_share: tuple[OpenShare, ...] | None = None
-    budgets: tuple[PositiveFloat, ...] | None = None
-    frontier: str | None = None
+    arms: tuple[Literal["pixel", "vjepa", "salt", "external", "hybrid"], ...] | None = None  # only these arms
+    students: tuple[str, ...] | None = None  # only these sizes
+    teachers: tuple[str, ...] | None = None  # only cells with these teachers
+    teacher_share: tuple[OpenShare, ...] | None = None  # only these shares
+    budgets: tuple[PositiveFloat, ...] | None = None  # only these budgets, as the study matches them
+    frontier: str | None = None  # a CSV file with a column `cell_id`
 
 
 class ExtraSeeds(Spec, kw_only=True):
     """More seeds where they help, such as at one cell of each arm or around the frontier."""
 
-    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]
-    where: SeedsHere
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]  # beside the study's own
+    where: SeedsHere  # the cells that get them
 
 
 class SupervisedConfig(Spec, kw_only=True):
     """Training on labels, outside the budgets: how much there is to know."""
 
-    label: str
-    steps: PositiveInt
-    students: tuple[str, ...]
-    optim: dict[str, Any] = {}
+    label: str  # a column of the lists
+    steps: PositiveInt  # that it is trained for
+    students: tuple[str, ...]  # sizes that are trained
+    optim: dict[str, Any] = {}  # fields of `OptimSpec` over the study's
 
 
 class ReferencesConfig(Spec, kw_only=True):
     """Encoders that every arm is held against: they cost nothing of the budgets."""
 
     random: bool = True  # untrained encoders of every size
-    raw: bool = True
-    supervised: SupervisedConfig | None = None
+    raw: bool = True  # pixels as they are, without an encoder
+    supervised: SupervisedConfig | None = None  # an encoder that is trained on labels
     external: tuple[str, ...] = ()  # names of the study's `external`
 
 
 class ProbeConfig(Spec, kw_only=True):
     """A suite of probes and the encoders it is run on; fields left out keep `ProbeSpec`'s defaults."""
 
-    name: Annotated[str, Meta(pattern=r"^[^.\n]+\Z")]
-    labels: Annotated[tuple[str, ...], Meta(min_length=1)]
-    kinds: Annotated[tuple[Literal["linear", "knn", "attentive"], ...], Meta(min_length=1)]
-    frames: tuple[Literal["ordered", "shuffled", "first", "middle"], ...] = ("ordered",)
-    on: Literal["all", "largest-budget"] = "all"
-    roles: tuple[Role, ...] = ("teacher", "student", "reference")
-    seeds: tuple[Seed, ...] | None = None
-    data: ProbeData = msgspec.field(default_factory=ProbeData)
-    train_clips: PositiveInt
-    selection_clips: PositiveInt
-    report_clips: PositiveInt
-    seed: Seed = 0
+    name: Annotated[str, Meta(pattern=r"^[^.\n]+\Z")]  # of the suite, in tables
+    labels: Annotated[tuple[str, ...], Meta(min_length=1)]  # columns of the lists
+    kinds: Annotated[tuple[Literal["linear", "knn", "attentive"], ...], Meta(min_length=1)]  # of probes
+    frames: tuple[Literal["ordered", "shuffled", "first", "middle"], ...] = ("ordered",)  # their order
+    on: Literal["all", "largest-budget"] = "all"  # runs of every budget, or of the largest only
+    roles: tuple[Role, ...] = ("teacher", "student", "reference")  # whose encoders are probed
+    seeds: tuple[Seed, ...] | None = None  # runs of these seeds only; none: of all
+    data: ProbeData = msgspec.field(default_factory=ProbeData)  # lists of this suite, where they are others
+    train_clips: PositiveInt  # labelled clips that are drawn
+    selection_clips: PositiveInt  # that choose
+    report_clips: PositiveInt  # that are reported on
+    seed: Seed = 0  # of the draw of clips and the probe's start
     settings: dict[str, Any] = {}  # any other field of ProbeSpec
 
 

@@ -13,7 +13,6 @@ from typing import Any, get_type_hints
 import msgspec
 
 from salt.specs import ObjectiveSpec, OptimSpec, ProbeSpec
-from slurm.profile import SlurmProfile
 from sweeps.config import StudyFile
 from sweeps.site import SiteSpec
 
@@ -39,9 +38,18 @@ def structs(root: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
     return found
 
 
+def study_kinds() -> list[type[msgspec.Struct]]:
+    """Every type that a study file can hold, its sections of free keys included."""
+    roots: tuple[type[msgspec.Struct], ...] = (StudyFile, *_BESIDE)
+    return list(dict.fromkeys(kind for root in roots for kind in structs(root)))
+
+
 def comments(kind: type[msgspec.Struct]) -> dict[str, str]:
-    """The comment at the end of each field's line in the source, by field."""
+    """The comment at the end of each field's line in the source, by field; inherited fields have theirs."""
     found: dict[str, str] = {}
+    for base in kind.__bases__:
+        if issubclass(base, msgspec.Struct) and base.__struct_fields__:
+            found |= comments(base)
     lines = inspect.getsource(kind).splitlines()
     for token in tokenize.generate_tokens(StringIO(inspect.cleandoc("\n".join(lines)) + "\n").readline):
         field = re.match(r"\s*(\w+)\s*:", token.line)
@@ -91,12 +99,12 @@ def reference(title: str, intro: str, kinds: list[type[msgspec.Struct]]) -> str:
     for kind in kinds:
         schema, told = components[kind.__name__], comments(kind)
         lines += [f"({kind.__name__.lower()})=", f"## {kind.__name__}", "", _docstring(kind), ""]
-        lines += ["| key | type | default | |", "| --- | --- | --- | --- |"]
+        lines += ["| key | what it is | type | default |", "| --- | --- | --- | --- |"]
         required = set(schema.get("required", ()))
         for name, field in schema["properties"].items():
             default = "**required**" if name in required else _default(field)
             text = type_text(None, field)
-            lines.append(f"| `{name}` | {text} | {default} | {told.get(name, '').replace('|', '&#124;')} |")
+            lines.append(f"| `{name}` | {told.get(name, '').replace('|', '&#124;')} | {text} | {default} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -144,19 +152,18 @@ def _help(parser: argparse.ArgumentParser) -> str:
 
 def write_reference(folder: Path) -> None:
     """Write the generated pages, where they changed."""
-    study = structs(StudyFile)
     pages = {
         "study-file.md": reference(
             "Study file reference",
             "Made from the types that a study file is decoded into. Keys that are not here are errors. "
             "`optim` and `objective` take the fields of [OptimSpec](#optimspec) and "
             "[ObjectiveSpec](#objectivespec), a probe's `settings` those of [ProbeSpec](#probespec).",
-            list(dict.fromkeys([*study, *(each for kind in _BESIDE for each in structs(kind))])),
+            study_kinds(),
         ),
         "site-profile.md": reference(
             "Site profile reference",
             "Made from the types that a site profile is decoded into.",
-            list(dict.fromkeys([*structs(SiteSpec), SlurmProfile])),
+            structs(SiteSpec),
         ),
         "commands.md": command_page(),
     }

@@ -8,6 +8,7 @@ import msgspec
 
 from salt.specs import ObjectiveSpec, OptimSpec, ProbeSpec
 from sweeps.config import StudyFile
+from sweeps.reference_doc import comments, structs, study_kinds
 from sweeps.site import SiteSpec
 
 Kind = Literal["study", "site"]
@@ -18,7 +19,9 @@ _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 def schema(kind: Kind) -> dict[str, Any]:
     """The schema of a kind of file. Sections that are laid over a spec complete that spec's fields."""
     if kind == "site":
-        return {"$schema": _DRAFT, "title": "site profile of salt", **msgspec.json.schema(SiteSpec)}
+        site = msgspec.json.schema(SiteSpec)
+        _explain(site["$defs"], structs(SiteSpec))
+        return {"$schema": _DRAFT, "title": "site profile of salt", **site}
     whole: dict[str, Any] = msgspec.json.schema(StudyFile)
     parts = whole["$defs"]
     extra = msgspec.json.schema_components(
@@ -26,6 +29,7 @@ def schema(kind: Kind) -> dict[str, Any]:
     )[1]
     for name, part in extra.items():
         parts.setdefault(name, part)
+    _explain(parts, study_kinds())
     for name in ("StudyFile", *(name for name in parts if name.endswith("Config"))):
         fields = parts[name]["properties"]
         for field, spec in (
@@ -39,6 +43,14 @@ def schema(kind: Kind) -> dict[str, Any]:
     keys = [name for name in parts["StudyFile"]["properties"] if name not in ("name", "quick")]
     parts["StudyFile"]["properties"]["quick"] = {"type": "object", "propertyNames": {"enum": keys}}
     return {"$schema": _DRAFT, "title": "study file of salt", **whole}
+
+
+def _explain(parts: dict[str, Any], kinds: list[type[msgspec.Struct]]) -> None:
+    """Give every field its explanation, which editors show beside it."""
+    for kind in kinds:
+        for name, text in comments(kind).items():
+            field = parts[kind.__name__]["properties"][name]
+            parts[kind.__name__]["properties"][name] = {**field, "description": text}
 
 
 def _section(part: dict[str, Any]) -> dict[str, Any]:

@@ -36,21 +36,21 @@ class SiteSpec(Spec, kw_only=True):
     driver and to fragmentation.
     """
 
-    name: str
-    gpu: str
-    gpus_total: PositiveInt
-    gpus_per_node: PositiveInt
-    memory_gib: PositiveFloat
-    peak_flops: dict[Precision, PositiveFloat]
-    precision: Precision = "bf16"
-    utilisation: dict[str, float]
+    name: str  # of the site, in plans and reports
+    gpu: str  # what it is called
+    gpus_total: PositiveInt  # of the whole site
+    gpus_per_node: PositiveInt  # that one run can have on a node
+    memory_gib: PositiveFloat  # of one GPU
+    peak_flops: dict[Precision, PositiveFloat]  # precision -> FLOP/s of one GPU
+    precision: Precision = "bf16"  # at which the shares below hold
+    utilisation: dict[str, float]  # size or `default` -> share of the peak that is reached
     measured: tuple[str, ...] = ()  # entries of `utilisation` that were measured; the others are assumed
     max_gpus: PositiveInt | None = None  # None: all of them
-    max_hours_per_job: PositiveFloat | None = None
-    price_per_gpu_hour: NonNegativeFloat | None = None
-    currency: str | None = None
-    reserve_gib: NonNegativeFloat = 4.0
-    note: str = ""
+    max_hours_per_job: PositiveFloat | None = None  # a run gets GPUs enough for this; none: 7 days
+    price_per_gpu_hour: NonNegativeFloat | None = None  # with `currency`; none: no price in plans
+    currency: str | None = None  # of the price, such as USD
+    reserve_gib: NonNegativeFloat = 4.0  # of each GPU, for driver and fragmentation
+    note: str = ""  # where the numbers are from
     slurm: SlurmProfile | None = None  # how jobs are sent there
 
     @property

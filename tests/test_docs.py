@@ -16,12 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from salt.plans import plan_dir
 from sweeps.completion_cli import parsers
-from sweeps.config import StudyFile
-from sweeps.reference_doc import comments, structs
+from sweeps.reference_doc import comments, structs, study_kinds
+from sweeps.site import SiteSpec
 from tests.console import ROOT, salt
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,11 +125,11 @@ def _all(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     return found
 
 
-def test_every_key_of_a_study_is_explained() -> None:
-    told = comments(StudyFile)
-    assert [name for name in StudyFile.__struct_fields__ if not told.get(name)] == []
-    for kind in structs(StudyFile):
-        assert (kind.__doc__ or "").strip(), f"{kind.__name__} says nothing of itself"
+@pytest.mark.parametrize("kind", [*study_kinds(), *structs(SiteSpec)], ids=lambda kind: kind.__name__)
+def test_every_key_of_a_study_and_a_site_is_explained(kind: type[msgspec.Struct]) -> None:
+    told = comments(kind)
+    assert [name for name in kind.__struct_fields__ if not told.get(name)] == []
+    assert (kind.__doc__ or "").strip(), f"{kind.__name__} says nothing of itself"
 
 
 def test_the_site_builds_without_a_warning_and_asks_for_nothing(tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def test_sections_laid_over_a_spec_are_checked_too() -> None:
     document = yaml.safe_load((ROOT / "sweeps" / "templates" / "study.yaml").read_text())
     document["optim"]["learning_rate"] = 1e-3
     assert any("learning_rate" in error for error in errors("study", document))
-    jsonschema.Draft202012Validator.check_schema(schema("study"))
+    study = schema("study")
+    about = study["$defs"]["StudyFile"]["properties"]["optim"]["properties"]["lr_end"]["description"]
+    assert about == "rate at the last step"
+    jsonschema.Draft202012Validator.check_schema(study)
     jsonschema.Draft202012Validator.check_schema(schema("site"))
 
 
