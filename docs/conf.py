@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import salt  # noqa: E402
-from sweeps.reference_doc import write_reference  # noqa: E402
+from sweeps.reference_doc import with_reasons, write_reference  # noqa: E402
 
 project = "salt"
-copyright = "The salt authors"  # noqa: A001 - Sphinx names it so
+copyright = "The salt authors"
 version = release = salt.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["conf.py"]
@@ -30,3 +31,12 @@ html_copy_source = False
 # Nothing is fetched: no fonts, scripts or pictures from elsewhere.
 html_theme_options = {"navigation_with_keys": True}
 write_reference(Path(__file__).parent / "generated")
+
+
+def _say_why(app: Any, name: str, source: list[str]) -> None:
+    source[0] = with_reasons(source[0])
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", _say_why)
+    app.connect("include-read", lambda app, path, name, content: _say_why(app, name, content))

@@ -19,6 +19,22 @@ from sweeps.site import SiteSpec
 #: What a study file can hold that its own types only name as sections of free keys.
 _BESIDE: tuple[type[msgspec.Struct], ...] = (OptimSpec, ObjectiveSpec, ProbeSpec)
 
+#: Why a block of shell commands is not run by the tests, by the word after `sh` in its fence.
+NOT_RUN = {
+    "build": "installs or builds everything",
+    "hours": "trains for long",
+    "site": "needs a cluster, GPUs or a server",
+    "weights": "needs published weights",
+}
+
+
+def with_reasons(page: str) -> str:
+    """A page in which blocks that the tests do not run say why, above them."""
+    for word, reason in NOT_RUN.items():
+        fence = f"```{{code-block}} sh\n:caption: Checked, not run, by the tests: {reason}\n"
+        page = re.sub(rf"^```sh {word}\n", fence, page, flags=re.M)
+    return page
+
 
 def structs(root: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
     """A type and all that it holds, in the order of its fields."""

@@ -21,7 +21,7 @@ def schema(kind: Kind) -> dict[str, Any]:
     if kind == "site":
         site = msgspec.json.schema(SiteSpec)
         _explain(site["$defs"], structs(SiteSpec))
-        return {"$schema": _DRAFT, "title": "site profile of salt", **site}
+        return {"$schema": _DRAFT, "title": "site profile of salt", **_portable(site)}
     whole: dict[str, Any] = msgspec.json.schema(StudyFile)
     parts = whole["$defs"]
     extra = msgspec.json.schema_components(
@@ -42,7 +42,19 @@ def schema(kind: Kind) -> dict[str, Any]:
     # Laid over the file level by level, so that what is required in it is not here.
     keys = [name for name in parts["StudyFile"]["properties"] if name not in ("name", "quick")]
     parts["StudyFile"]["properties"]["quick"] = {"type": "object", "propertyNames": {"enum": keys}}
-    return {"$schema": _DRAFT, "title": "study file of salt", **whole}
+    return {"$schema": _DRAFT, "title": "study file of salt", **_portable(whole)}
+
+
+def _portable(part: Any) -> Any:
+    """The same with patterns that editors read, too: their dialect has no `\\Z`."""
+    if isinstance(part, dict):
+        return {
+            key: value.replace("\\Z", "$")
+            if key == "pattern" and isinstance(value, str)
+            else _portable(value)
+            for key, value in part.items()
+        }
+    return [_portable(each) for each in part] if isinstance(part, list | tuple) else part
 
 
 def _explain(parts: dict[str, Any], kinds: list[type[msgspec.Struct]]) -> None:
