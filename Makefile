@@ -1,7 +1,7 @@
 # make study          install into .venv, then run the miniature study from clips to report (about 20 minutes on two cores)
 # make study QUICK=1  the short version of the same study (about three minutes)
 # make test           install what the tests need and run them
-# make docs         build the documentation site into build/docs, without the network
+# make docs           build the documentation site into build/docs, without the network
 # make disturb        a study on a real Slurm, preempted, cut and restarted, held to the same study inline (about six minutes; root, Debian)
 # make crash          disturb a small study in every way: kills, full disks, wrong clocks (about ten minutes)
 # make check          lint, format check and types
@@ -35,7 +35,7 @@ study: $(VENV)/.installed
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest
 
-docs: $(VENV)/.test-installed
+docs: $(VENV)/.docs-installed
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "documentation: build/docs/index.html"
 
@@ -61,6 +61,10 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.test-installed: $(VENV)/.made pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.docs-installed: $(VENV)/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.made:

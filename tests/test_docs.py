@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 from salt.plans import plan_dir
 from sweeps.completion_cli import parsers
@@ -99,6 +100,17 @@ def results_of_others(place: Path) -> None:
 
 #: What a page takes for granted beside the rest.
 BEFORE = {"cluster.md": finished_study, "analysis-tables.md": results_of_others}
+
+
+def test_python_blocks_run_as_they_stand(folder: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "work"))
+    code = "\n".join(text for info, text in fences(ROOT / "docs" / "python.md") if info == "python")
+    assert "import analysis" in code
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert (place / "report" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
@@ -216,6 +228,12 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing(tmp_path: Path) 
 
 def test_version_and_citation_agree() -> None:
     import salt as package
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    for work in (citation, *citation["references"]):
+        people = [tuple(sorted(person.items())) for person in work["authors"]]
+        assert len(set(people)) == len(people) > 0  # as the format asks
 
     assert f"version: {package.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## [{package.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
