@@ -37,7 +37,7 @@ def add_completion(commands: Any) -> None:
         "Print a script that completes commands, options, study files and the names of plans.",
         [
             'eval "$(salt-sweep completion bash)"          # in ~/.bashrc',
-            "salt-sweep completion zsh > ~/.zfunc/_salt    # in a folder of zsh's fpath",
+            "salt-sweep completion zsh > ~/.zfunc/_salt    # in a folder of zsh's fpath, before compinit",
         ],
         store=False,
     )
@@ -45,14 +45,33 @@ def add_completion(commands: Any) -> None:
 
 
 def _completion(args: argparse.Namespace) -> int:
-    scripts = [_script(parser, args.shell) for parser in parsers()]
+    scripts = {parser.prog: _script(parser, args.shell) for parser in parsers()}
+    text = _one_for_zsh(scripts) if args.shell == "zsh" else "\n".join(scripts.values())
     if args.json:
         from sweeps.command import print_json
 
-        print_json({"shell": args.shell, "script": "\n".join(scripts)})
+        print_json({"shell": args.shell, "script": text})
         return 0
-    print("\n".join(scripts))
+    print(text)
     return 0
+
+
+def _one_for_zsh(scripts: dict[str, str]) -> str:
+    """One script for all commands: zsh reads in a file's first line alone which commands it completes."""
+    names = " ".join(scripts)
+    lines = [f"#compdef {names}", ""]
+    for script in scripts.values():
+        lines += [script.partition("\n")[2].partition("typeset -A opt_args")[0]]
+    cases = [f'    {name}) _shtab_{name.replace("-", "_")} "$@" ;;' for name in scripts]
+    lines += ["_salt_commands() {", "  typeset -A opt_args", "  case $service in", *cases, "  esac", "}", ""]
+    lines += [
+        "if [[ $zsh_eval_context[-1] == eval ]]; then",
+        f"  compdef _salt_commands {names}",
+        "else",
+        '  _salt_commands "$@"',
+        "fi",
+    ]
+    return "\n".join(lines)
 
 
 def parsers() -> list[argparse.ArgumentParser]:

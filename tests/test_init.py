@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
+import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +105,63 @@ def test_bash_completes_commands_options_and_plans(
     assert completed(["salt-sweep", "status", "m"], tmp_path, script) == {"miniature", "mine.yaml"}
 
 
-def test_zsh_completion_is_made_for_all_four(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def zsh() -> str:
+    found = shutil.which("zsh")
+    if found is None:
+        assert "CI" not in os.environ, "no zsh: install the Debian package zsh"
+        pytest.skip("no zsh here")
+    return found
+
+
+def shown_by_zsh(zsh: str, folder: Path, begin: str, typed: str, wanted: str) -> str:
+    """What a terminal shows after some keys and the tabulator; ends once `wanted` is there."""
+    terminal, inside = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "TERM": "dumb", "HOME": str(folder)}
+    process = subprocess.Popen(
+        [zsh, "-f", "-i"],
+        stdin=inside, stdout=inside, stderr=inside, cwd=folder, env=environment, start_new_session=True,
+    )  # fmt: skip
+    os.close(inside)
+    seen = ""
+
+    def wait_for(text: str) -> None:
+        nonlocal seen
+        seen, end = "", time.monotonic() + 20
+        while text not in seen and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                seen += os.read(terminal, 4096).decode(errors="replace")
+
+    try:
+        os.write(terminal, f"autoload -U compinit; {begin}; print -r REA''DY\n".encode())
+        wait_for("READY")
+        os.write(terminal, f"{typed}\t".encode())
+        wait_for(wanted)
+        return seen
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+
+
+BEGIN = {
+    "fpath": "fpath=($PWD/zfunc $fpath); compinit -u -D",
+    "eval": 'compinit -u -D; eval "$(<zfunc/_salt)"',
+}
+
+
+@pytest.mark.parametrize("begin", BEGIN.values(), ids=BEGIN)
+def test_zsh_completes_all_four_and_plans(
+    zsh: str, begin: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert salt_cli.run("salt-sweep", ["completion", "zsh"]) == 0
-    script = capsys.readouterr().out
-    assert [f"#compdef salt-{name}" in script for name in ("sweep", "analyze", "train", "data")] == [True] * 4
+    (tmp_path / "zfunc").mkdir()
+    (tmp_path / "zfunc" / "_salt").write_text(capsys.readouterr().out)
+    (tmp_path / "salt-store" / "plans" / "miniature").mkdir(parents=True)
+    for typed, wanted in (
+        ("salt-analyze weak", "weak-teacher"),
+        ("salt-data digi", "digits"),
+        ("salt-train exp", "export"),
+        ("salt-sweep status minia", "miniature"),
+    ):
+        assert wanted in shown_by_zsh(zsh, tmp_path, begin, typed, wanted), typed
