@@ -1,5 +1,5 @@
 # make study          install into .venv, then run the miniature study from clips to report (about 20 minutes on two cores)
-# make study QUICK=1  the short version of the same study (about three minutes)
+# make study QUICK=1  the short version of the same study (about six minutes, installation included)
 # make test           install what the tests need and run them
 # make docs           build the documentation site into build/docs, without the network
 # make disturb        a study on a real Slurm, preempted, cut and restarted, held to the same study inline (about six minutes; root, Debian)
