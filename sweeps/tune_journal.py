@@ -26,14 +26,14 @@ class OwnLock(JournalFileOpenLock):
 
     def __init__(self, path: str, grace_s: int) -> None:
         super().__init__(path, grace_s)
-        self._mine: int | None = None
+        self._mine: tuple[int, int] | None = None
 
     def acquire(self) -> bool:
         super().acquire()
         try:
-            self._mine = os.stat(self._lock_file).st_ino
+            self._mine = _identity(self._lock_file)
         except FileNotFoundError:  # broken by another between the two: as if it had never been ours
-            self._mine = -1
+            self._mine = (-1, -1)
         return True
 
     def release(self) -> None:
@@ -43,10 +43,16 @@ class OwnLock(JournalFileOpenLock):
             super().release()
             return
         try:
-            if os.stat(self._lock_file).st_ino == mine:
+            if _identity(self._lock_file) == mine:
                 super().release()
         except (FileNotFoundError, RuntimeError):
             pass  # taken away while this process stood still; what it wrote is there all the same
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Tells a lock file from the next one: file systems give a number that is free again at once."""
+    about = os.stat(path)
+    return about.st_ino, about.st_mtime_ns
 
 
 class Journal(JournalFileBackend):

@@ -197,7 +197,9 @@ def pruning(folder: RunDir, run: PlannedRun, trial: Trial | None) -> Iterator[li
             loss = recent_loss(folder, rung)
             if loss is None:
                 continue
-            trial.report(loss, rung)
+            # The pruner ranks in the direction of the objective: a low loss is good, whatever that is.
+            maximizes = trial.study.direction.name == "MAXIMIZE"
+            trial.report(-loss if maximizes else loss, rung)
             if trial.should_prune():
                 pruned.append(loss)
                 STOP.enough = True
